@@ -1,0 +1,39 @@
+"""Shared fixtures: where the real data lies, and which browser there is."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("SHINE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep numerics reproducible and polite on a shared machine."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of real movies and vendor files, or skip where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data not found at {DATA} (set SHINE_DATA to its folder)")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def au_movie_path(data_dir: Path) -> Path:
+    """Return the real Au movie of the paper's Fig. 2."""
+    return data_dir / "au_glc" / "au_glc_100x512x512.tif"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return a Chromium executable; under CI a missing browser is a failure, elsewhere a skip."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if found := shutil.which(name):
+            return found
+    if os.environ.get("CI"):
+        pytest.fail("no Chromium found: .ci/run must install it (apt-get install chromium)")
+    pytest.skip("no Chromium found (Debian: apt-get install chromium)")
