@@ -1,0 +1,574 @@
+"""Noise statistics of a movie, and the blind spot that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .errors import ShineError
+from .movie import Movie
+from .noise_figure import plot_noise
+from .noise_spectrum import CorrelationFit, Spectra, fit_correlation, lower_cluster, measure_spectra
+from .temporal_noise import temporal_noise
+
+__all__ = ["MeanVariance", "NoiseStatistics", "format_table", "noise_statistics", "plot_noise"]
+
+#: A correlation below this is not worth hiding: a larger hole costs more than the noise it hides.
+MATERIAL_CORRELATION = 0.045
+# One-sided, 1 % false alarms over the 144 independent offsets of an R = 8 map.
+_SIGMAS = 4.0
+_FRAMES = 48
+_REGIONS = 4
+
+
+@dataclass(frozen=True)
+class MeanVariance:
+    """Noise variance against mean signal, with the line ``variance = gain · mean + offset``.
+
+    Attributes
+    ----------
+    gain
+        Slope: variance per signal, movie units.
+    offset
+        Variance where the signal is zero, movie units squared.
+    read_noise
+        Standard deviation where the signal is zero, √max(offset, 0), movie units.
+    means, variances
+        Points of the curve, movie units and movie units squared.
+    reliable
+        False where the means span too little to tell slope from offset.
+    """
+
+    gain: float
+    offset: float
+    read_noise: float
+    means: np.ndarray
+    variances: np.ndarray
+    reliable: bool
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """What is known of a movie's noise.
+
+    Attributes
+    ----------
+    raw_correlation
+        ``(2R+1, 2R+1)``: correlation of one raw frame with itself, shifted (the paper's Eq. 4 and
+        heatmap); it counts the picture's own structure as well.
+    difference_correlation
+        ``(2R+1, 2R+1)``: correlation of the noise, from frame differences freed of the picture.
+    correlation_error
+        Standard error of a value of `difference_correlation`.
+    temporal_correlation, temporal_error
+        ``(lags + 1,)``: noise correlation of frames k apart, and its standard error; NaN where the
+        movie is too short.
+    sigma
+        Typical standard deviation of the noise of a pixel, movie units.
+    mean_variance
+        Noise variance against signal.
+    homogeneity, homogeneity_spread
+        ``(16, 2R+1, 2R+1)``: noise correlation in 4×4 sub-regions (the paper's fig. S7), and its
+        rms scatter in units of the statistical error (1 is perfectly homogeneous).
+    anisotropy
+        −1 (correlated along columns only) to 1 (along rows only); 0 is isotropic.
+    hole
+        Recommended blind spot, rows × columns, px, odd.
+    confidence, reason
+        "high", "medium" or "low", and why, in one sentence.
+    blinded_lags
+        Frame lags whose noise is correlated with the centre frame's: those neighbours, before and
+        after, must be blinded as well.
+    fixed_pattern, fixed_pattern_fraction
+        Whether noise is frozen over all frames, and its share of the noise variance.
+    warnings
+        What the user should know, plain sentences.
+    """
+
+    raw_correlation: np.ndarray
+    difference_correlation: np.ndarray
+    correlation_error: float
+    temporal_correlation: np.ndarray
+    temporal_error: np.ndarray
+    sigma: float
+    mean_variance: MeanVariance
+    homogeneity: np.ndarray
+    homogeneity_spread: float
+    anisotropy: float
+    hole: tuple[int, int]
+    confidence: str
+    reason: str
+    blinded_lags: tuple[int, ...]
+    fixed_pattern: bool
+    fixed_pattern_fraction: float
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-safe values (NaN becomes None)."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NoiseStatistics:
+        """Return the statistics that `to_dict` wrote.
+
+        Raises
+        ------
+        ShineError
+            If a value is missing.
+        """
+        try:
+            curve = dict(values["mean_variance"])
+            for name in ("means", "variances"):
+                curve[name] = _array(curve[name])
+            read = {f.name: values[f.name] for f in fields(cls)}
+            read["mean_variance"] = MeanVariance(**{k: _number(v) for k, v in curve.items()})
+        except (KeyError, TypeError) as error:
+            raise ShineError(
+                f"These noise statistics are incomplete ({error}): measure them again."
+            ) from None
+        for name in (
+            "raw_correlation",
+            "difference_correlation",
+            "temporal_correlation",
+            "temporal_error",
+            "homogeneity",
+        ):
+            read[name] = _array(read[name])
+        for name in ("hole", "blinded_lags", "warnings"):
+            read[name] = tuple(read[name])
+        return cls(**{name: _number(value) for name, value in read.items()})
+
+
+def noise_statistics(
+    movie: Movie | np.ndarray,
+    *,
+    max_lag: int = 8,
+    max_temporal_lag: int = 4,
+    frames: int | None = None,
+    skip_frames: Collection[int] = (),
+    bad_pixels: np.ndarray | None = None,
+) -> NoiseStatistics:
+    """Measure the noise of a movie and recommend a blind spot.
+
+    Parameters
+    ----------
+    movie
+        The movie, or a ``(t, y, x)`` array (a ``(y, x)`` image counts as one frame). Frames are
+        read one at a time.
+    max_lag
+        Largest spatial offset R, px.
+    max_temporal_lag
+        Largest distance in time, frames.
+    frames
+        How many frames to sample, in runs of consecutive frames spread over the movie. The default
+        gives errors below 0.01 in the correlation for frames of 128×128 and larger.
+    skip_frames
+        Frames to leave out (blank or broken ones).
+    bad_pixels
+        ``(y, x)`` boolean mask of pixels to leave out.
+
+    Returns
+    -------
+    NoiseStatistics
+
+    Raises
+    ------
+    ShineError
+        If an option does not fit the movie.
+
+    Notes
+    -----
+    The hole is the smallest odd rectangle that covers every offset of the contiguous core whose
+    noise correlation is above 4 standard errors (1 % false alarms over all offsets together) and
+    above 0.045 in magnitude (weaker tails cost less than the larger hole that hides them). Rows
+    and columns are sized separately. A gap of one pixel does not end the core.
+
+    References
+    ----------
+    SHINE, Science Advances (2025), Eq. 4, "Noise statistics estimation and blind-spot size
+    determination", fig. S7.
+    """
+    if not isinstance(movie, Movie):
+        movie = Movie.from_array(movie)
+    _check(movie, max_lag, max_temporal_lag, frames, bad_pixels)
+    count, height, width = movie.shape
+    skipped = frozenset(int(i) % count for i in skip_frames)
+    spectra = measure_spectra(
+        movie,
+        lags=max(4, max_temporal_lag),
+        frames=frames or _FRAMES,
+        skip_frames=skipped,
+        bad_pixels=bad_pixels,
+    )
+    radius = min(max_lag, max((min(spectra.tile_shape) - 1) // 3, 0))
+    used = [i for i in range(count) if i not in skipped] or list(range(count))
+    raw = _raw_correlation(movie.frame(used[len(used) // 2]), radius, bad_pixels)
+    single = not spectra.pairs[1]
+    noisy = spectra.power if single else spectra.change[0]
+    if not np.isfinite(noisy).all() or noisy.max() <= 0 or (not single and not spectra.differs):
+        return _no_noise(raw, max_temporal_lag, single)
+    quiet = _quiet_tiles(spectra)
+    level = np.maximum(_tile_levels(spectra), 1e-30)
+    samples = spectra.samples(0 if single else 1, int(quiet.sum()))
+    spectrum = _white_floor(spectra, 1 / level * quiet, samples)
+    fit = fit_correlation(
+        spectrum, window=spectra.window, usable=spectra.usable, radius=radius, samples=samples
+    )
+    variance = max(float(fit.covariance[radius, radius]), 1e-6)
+    correlation = fit.covariance / variance
+    error_map = fit.error / variance
+    error = float(np.sqrt(np.mean(error_map**2)))
+    temporal = temporal_noise(
+        spectra, fit.spectrum / fit.spectrum.mean(), 1 / level, lags=max_temporal_lag
+    )
+    variances = _tile_spectra(spectra).reshape(len(level), -1) @ fit.solve[0]
+    sigma = float(np.sqrt(max(np.median(variances), 0.0)))
+    homogeneity, spread = _homogeneity(spectra, fit, correlation, error_map, (height, width), quiet)
+    hole, core = _hole(correlation, error_map)
+    warnings = list(temporal.warnings)
+    confidence, reason = _confidence(spectra, fit, correlation, error_map, core, quiet)
+    return NoiseStatistics(
+        raw_correlation=raw,
+        difference_correlation=correlation,
+        correlation_error=error,
+        temporal_correlation=temporal.correlation,
+        temporal_error=temporal.error,
+        sigma=sigma,
+        mean_variance=_mean_variance(spectra, correlation),
+        homogeneity=homogeneity,
+        homogeneity_spread=spread,
+        anisotropy=_anisotropy(correlation, error_map),
+        hole=hole,
+        confidence=confidence,
+        reason=reason,
+        blinded_lags=temporal.blinded_lags,
+        fixed_pattern=temporal.fixed_pattern,
+        fixed_pattern_fraction=temporal.fixed_pattern_fraction,
+        warnings=tuple(warnings),
+    )
+
+
+def format_table(stats: NoiseStatistics) -> str:
+    """Return the statistics as a plain-text table."""
+    radius = stats.difference_correlation.shape[0] // 2
+    near = min(radius, 5)
+    middle = stats.difference_correlation
+    lines = [
+        f"Blind spot        {stats.hole[0]}×{stats.hole[1]} (rows × columns), confidence "
+        f"{stats.confidence}: {stats.reason}",
+        f"Noise σ           {stats.sigma:.4g} (movie units)",
+        "Offset, px        " + "".join(f"{k:>8d}" for k in range(1, near + 1)),
+        "  along rows      "
+        + "".join(f"{middle[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
+        "  along columns   "
+        + "".join(f"{middle[radius + k, radius]:8.3f}" for k in range(1, near + 1)),
+        "  raw frame, rows "
+        + "".join(f"{stats.raw_correlation[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
+        f"  (± {stats.correlation_error:.3f})",
+        "Frames apart      "
+        + "".join(f"{k:>8d}" for k in range(1, len(stats.temporal_correlation))),
+        "  correlation     " + "".join(f"{v:8.3f}" for v in stats.temporal_correlation[1:]),
+        f"Fixed pattern     {100 * stats.fixed_pattern_fraction:.1f} % of the noise variance",
+    ]
+    curve = stats.mean_variance
+    if curve.reliable:
+        lines.append(f"Mean–variance     gain {curve.gain:.4g}, read noise {curve.read_noise:.4g}")
+    if stats.blinded_lags:
+        lines.append("Blind as well     frames ±" + ", ±".join(map(str, stats.blinded_lags)))
+    lines += [f"Warning: {text}" for text in stats.warnings]
+    return "\n".join(lines)
+
+
+def _check(
+    movie: Movie,
+    max_lag: int,
+    max_temporal_lag: int,
+    frames: int | None,
+    bad_pixels: np.ndarray | None,
+) -> None:
+    if max_lag < 0 or max_temporal_lag < 1:
+        raise ShineError("max_lag must be 0 or more and max_temporal_lag 1 or more.")
+    if frames is not None and frames < 1:
+        raise ShineError(f"At least one frame must be sampled, not {frames}.")
+    if bad_pixels is not None and np.shape(bad_pixels) != movie.shape[1:]:
+        raise ShineError(
+            f"{movie.name}: the mask of bad pixels has the shape {np.shape(bad_pixels)}, "
+            f"the frames {movie.shape[1:]}."
+        )
+
+
+def _tile_spectra(spectra: Spectra) -> np.ndarray:
+    """Return the noise spectrum of each tile, the picture's change suppressed as time allows."""
+    if not spectra.pairs[1]:
+        return spectra.power
+    if spectra.pairs[2] < 2:
+        return spectra.change[0]
+    # the second difference, in which a steady motion cancels
+    return (4 * spectra.change[0] - spectra.change[1]) / 3
+
+
+def _tile_levels(spectra: Spectra) -> np.ndarray:
+    fy, fx = spectra.frequencies
+    high = spectra.usable & (np.hypot(fy, fx) > 0.2)
+    noise = spectra.change[0] if spectra.pairs[1] else spectra.power
+    return np.median(noise[:, high if high.any() else spectra.usable], axis=1)
+
+
+def _quiet_tiles(spectra: Spectra) -> np.ndarray:
+    """Return the tiles in which the picture changes least: lowest low-frequency excess."""
+    tiles = len(spectra.origins)
+    fy, fx = spectra.frequencies
+    radius = np.hypot(fy, fx)
+    low, high = spectra.usable & (radius < 0.2), spectra.usable & (radius >= 0.2)
+    if tiles < 4 or not low.any() or not high.any():
+        return np.ones(tiles, bool)
+    noise = _tile_spectra(spectra)
+    excess = noise[:, low].mean(axis=1) / np.maximum(noise[:, high].mean(axis=1), 1e-30)
+    samples = spectra.samples(1 if spectra.pairs[1] else 0, 1)
+    spread = np.sqrt((1 / low.sum() + 1 / high.sum()) * 2 * 1.944**2 / samples)
+    typical = max(float(np.median(excess)), 1e-6)
+    _, kept = lower_cluster(excess, (spread + 0.03) * typical)
+    kept |= excess < np.min(excess[kept])
+    if kept.sum() < max(4, tiles // 8):
+        kept = excess <= np.sort(excess)[max(4, tiles // 8) - 1]
+    return kept
+
+
+def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> np.ndarray:
+    """Return the spectrum of what changes at once, the picture's own change extrapolated away.
+
+    The change D_k over k frames is noise plus picture. The picture's part grows with k, as a power
+    of it while the picture moves little and as 1 − exp(−λk) where it forgets itself; D_1, D_2 and
+    D_4 settle which, and how much of D_1 is picture.
+    """
+    if not spectra.pairs[1]:
+        return np.average(spectra.power, axis=0, weights=weights)
+    change = [np.average(c, axis=0, weights=weights) for c in spectra.change]
+    first = change[0]
+    if spectra.pairs[4] < 2:
+        if spectra.pairs[2] < 2:
+            return first
+        return np.clip((4 * first - change[1]) / 3, 0.2 * first, first * 1.2)
+    from scipy import ndimage
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return ndimage.uniform_filter(values, 3, mode="wrap")
+
+    near, wide = smooth(change[1] - first), smooth(change[3] - change[1])
+    error = smooth(first) / np.sqrt(samples)
+    growth = np.clip(wide / np.maximum(near, 1e-3 * error), 0.3, 4.0)
+    lasting = (np.sqrt(1 + 4 * growth) - 1) / 2
+    picture = near / np.where(growth >= 2, growth - 1, lasting)
+    picture = np.where(near > 2 * error, picture, 0.0)
+    return np.maximum(first - picture, 0.1 * first)
+
+
+def _raw_correlation(frame: np.ndarray, radius: int, bad_pixels: np.ndarray | None) -> np.ndarray:
+    """Return Eq. 4 of one frame with itself shifted, over the pixels that both hold."""
+    from scipy import fft
+
+    frame = np.asarray(frame, float)
+    good = np.isfinite(frame)
+    if bad_pixels is not None:
+        good &= ~np.asarray(bad_pixels, bool)
+    crop = tuple(
+        slice((n - min(n, 1024)) // 2, (n - min(n, 1024)) // 2 + min(n, 1024)) for n in frame.shape
+    )
+    frame, good = frame[crop], good[crop]
+    mean = frame[good].mean() if good.any() else 0.0
+    value = np.where(good, frame - mean, 0.0)
+    scale = value.std() or 1.0
+    value /= scale
+    shape = [fft.next_fast_len(n + radius, real=True) for n in value.shape]
+    f_good, f_value, f_square = (fft.rfft2(a, shape) for a in (good.astype(float), value, value**2))
+
+    def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        full = fft.irfft2(np.conj(a) * b, shape)
+        index = np.arange(-radius, radius + 1)
+        return full[np.ix_(index, index)]
+
+    n = np.maximum(np.rint(products(f_good, f_good)), 1)
+    mean_x, mean_y = products(f_value, f_good) / n, products(f_good, f_value) / n
+    covariance = products(f_value, f_value) / n - mean_x * mean_y
+    var_x = products(f_square, f_good) / n - mean_x**2
+    var_y = products(f_good, f_square) / n - mean_y**2
+    norm = np.sqrt(np.maximum(var_x * var_y, 0))
+    out = np.where(norm > 1e-9, covariance / np.maximum(norm, 1e-9), 0.0)
+    out[radius, radius] = 1.0
+    return np.clip(out, -1, 1)
+
+
+def _homogeneity(
+    spectra: Spectra,
+    fit: CorrelationFit,
+    correlation: np.ndarray,
+    error: np.ndarray,
+    shape: tuple[int, int],
+    quiet: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Return the noise correlation in 16 sub-regions and its scatter over the expected one."""
+    radius = correlation.shape[0] // 2
+    tile = np.array(spectra.tile_shape)
+    centres = spectra.origins + tile / 2
+    noise = _tile_spectra(spectra) / np.maximum(_tile_levels(spectra), 1e-30)[:, None, None]
+    maps, ratios = [], []
+    near = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= 2.9
+    near[radius, radius] = False
+    for row in range(_REGIONS):
+        for column in range(_REGIONS):
+            middle = (np.array([row, column]) + 0.5) * np.array(shape) / _REGIONS
+            away = np.abs(centres - middle) / (np.array(shape) / _REGIONS)
+            chosen = (away <= 0.5).all(axis=1)
+            if not chosen.any():
+                chosen = np.arange(len(centres)) == np.argmin(np.hypot(*(centres - middle).T))
+            covariance = fit.apply(noise[chosen].mean(axis=0))
+            here = covariance / max(covariance[radius, radius], 1e-12)
+            maps.append(here)
+            expected = error * np.sqrt(max(quiet.sum(), 1) / chosen.sum())
+            ratios.append(((here - correlation)[near] / expected[near]) ** 2)
+    spread = float(np.sqrt(np.mean(ratios))) if radius else 1.0
+    return np.array(maps), spread
+
+
+def _hole(correlation: np.ndarray, error: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
+    """Return the hole and the map of offsets that it had to cover."""
+    from scipy import ndimage
+
+    radius = correlation.shape[0] // 2
+    strong = (np.abs(correlation) > MATERIAL_CORRELATION) & (np.abs(correlation) > _SIGMAS * error)
+    strong[radius, radius] = True
+    # a gap of one pixel does not end the core
+    bridged = ndimage.binary_dilation(strong, np.ones((3, 3)))
+    labels, _ = ndimage.label(bridged, np.ones((3, 3)))
+    core = strong & (labels == labels[radius, radius])
+    rows, columns = np.nonzero(core)
+    return (
+        (
+            2 * int(np.abs(rows - radius).max()) + 1,
+            2 * int(np.abs(columns - radius).max()) + 1,
+        ),
+        core,
+    )
+
+
+def _anisotropy(correlation: np.ndarray, error: np.ndarray) -> float:
+    radius = correlation.shape[0] // 2
+    sure = np.where(np.abs(correlation) > _SIGMAS * error, np.abs(correlation), 0)
+    row, column = float(sure[radius].sum() - 1), float(sure[:, radius].sum() - 1)
+    return (row - column) / (row + column) if row + column > 0.02 else 0.0
+
+
+def _mean_variance(spectra: Spectra, correlation: np.ndarray) -> MeanVariance:
+    """Fit noise variance against signal, robust to blocks in which the picture changes."""
+    empty = np.zeros(0)
+    blocks = spectra.blocks[np.isfinite(spectra.blocks).all(axis=1)]
+    if len(blocks) < 64:
+        return MeanVariance(np.nan, np.nan, np.nan, empty, empty, False)
+    blocks = blocks[np.argsort(blocks[:, 0])]
+    groups = np.array_split(blocks, int(np.clip(len(blocks) // 64, 4, 24)))
+    # Median of χ² over its mean; correlated pixels leave fewer degrees of freedom.
+    freedom = max(spectra.block_pixels / float((correlation**2).sum()), 1.0)
+    median = (1 - 2 / (9 * freedom)) ** 3
+    means = np.array([g[:, 0].mean() for g in groups])
+    variances = np.array([np.median(g[:, 1]) for g in groups]) / median
+    span = means[-1] - means[0]
+    weight = np.ones(len(means))
+    gain, offset = 0.0, float(variances.mean())
+    for _ in range(20):
+        line = (
+            np.polyfit(means - means.mean(), variances, 1, w=np.sqrt(weight))
+            if span > 0
+            else (0, offset)
+        )
+        gain, offset = float(line[0]), float(line[1] - line[0] * means.mean())
+        apart = np.abs(variances - gain * means - offset)
+        scale = max(1.4826 * float(np.median(apart)), 1e-12)
+        weight = 1 / np.maximum(apart / (1.5 * scale), 1)
+    within = np.sqrt(float(np.median(variances)) * 2 / 3 / freedom)
+    error = scale / max(float(means.std()), 1e-30) / np.sqrt(len(means))
+    reliable = span > 6 * within and gain > 4 * error
+    return MeanVariance(
+        gain, offset, float(np.sqrt(max(offset, 0))), means, variances, bool(reliable)
+    )
+
+
+def _confidence(
+    spectra: Spectra,
+    fit: CorrelationFit,
+    correlation: np.ndarray,
+    error: np.ndarray,
+    core: np.ndarray,
+    quiet: np.ndarray,
+) -> tuple[str, str]:
+    radius = correlation.shape[0] // 2
+    worst = float(error.max())
+    rows, columns = np.nonzero(core)
+    reach = max(np.abs(rows - radius).max(), np.abs(columns - radius).max())
+    if not spectra.pairs[1]:
+        return "low", "one frame only: picture and noise cannot be told apart for sure."
+    if radius == 0:
+        return "low", "the frames are too small to measure correlation."
+    if reach == radius:
+        return "low", f"the noise is correlated as far as was looked ({radius} px)."
+    if worst > 0.03:
+        return "low", f"the correlation is known to ±{worst:.2f} only: too few pixels or frames."
+    kept = fit.kept[spectra.usable].mean()
+    near = np.abs(np.abs(correlation) - MATERIAL_CORRELATION) < 2 * error
+    if worst > 0.01:
+        return "medium", f"the correlation is known to ±{worst:.3f}."
+    if near.any():
+        return "medium", "a correlation lies close to the threshold."
+    if kept < 0.8 or quiet.mean() < 0.25:
+        return "medium", "the picture changes much from frame to frame."
+    return "high", f"the correlation is known to ±{worst:.3f} and the picture hardly leaks into it."
+
+
+def _no_noise(raw: np.ndarray, lags: int, single: bool) -> NoiseStatistics:
+    centre = np.zeros_like(raw)
+    centre[raw.shape[0] // 2, raw.shape[1] // 2] = 1
+    temporal = np.full(lags + 1, np.nan)
+    temporal[0] = 1
+    empty = np.zeros(0)
+    what = "the frame is constant" if single else "neighbouring frames are identical"
+    return NoiseStatistics(
+        raw_correlation=raw,
+        difference_correlation=centre,
+        correlation_error=float("inf"),
+        temporal_correlation=temporal,
+        temporal_error=np.where(temporal == 1, 0.0, np.nan),
+        sigma=0.0,
+        mean_variance=MeanVariance(np.nan, np.nan, np.nan, empty, empty, False),
+        homogeneity=np.repeat(centre[None], _REGIONS**2, axis=0),
+        homogeneity_spread=float("nan"),
+        anisotropy=0.0,
+        hole=(1, 1),
+        confidence="low",
+        reason=f"{what}: there is no noise to measure.",
+        blinded_lags=(),
+        fixed_pattern=False,
+        fixed_pattern_fraction=0.0,
+        warnings=(f"No noise was found: {what}.",),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, MeanVariance):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.array(values, float)
+
+
+def _number(value: Any) -> Any:
+    return float("nan") if value is None else value

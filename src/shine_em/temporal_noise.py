@@ -1,0 +1,140 @@
+"""Noise that lives on from frame to frame: detector lag, interpolated frames, fixed pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .noise_spectrum import Spectra, lower_cluster
+
+__all__ = ["TemporalNoise", "temporal_noise"]
+
+# Below these shares of the noise variance a network gains nothing by copying noise: it copies
+# about the square of the correlation.
+MATERIAL_LAG = 0.05
+MATERIAL_PATTERN = 0.05
+_SIGMAS = 4.0
+
+
+@dataclass(frozen=True)
+class TemporalNoise:
+    """Correlation of noise between frames.
+
+    Attributes
+    ----------
+    correlation, error
+        ``(lags + 1,)``: correlation k frames apart (index 0 is 1), NaN where the movie is too
+        short, and its standard error.
+    blinded_lags
+        Lags whose noise is correlated significantly and materially.
+    fixed_pattern, fixed_pattern_fraction, fixed_pattern_error
+        Noise frozen over the whole movie, and its share of the whole noise variance.
+    independent
+        Share of the noise in `power` that changes from frame to frame as `spectrum` counts it.
+    warnings
+        What could not be told apart.
+    """
+
+    correlation: np.ndarray
+    error: np.ndarray
+    blinded_lags: tuple[int, ...]
+    fixed_pattern: bool
+    fixed_pattern_fraction: float
+    fixed_pattern_error: float
+    independent: float
+    warnings: tuple[str, ...]
+
+
+def temporal_noise(
+    spectra: Spectra, noise: np.ndarray, weights: np.ndarray, *, lags: int
+) -> TemporalNoise:
+    """Measure how far noise is correlated in time.
+
+    At frequencies that hold no picture, the correlation of the noise k frames apart is
+    1 − (change over k frames)/(power). Where the picture has power, the same ratio is raised,
+    because the picture lives on. So the correlation is the centre of the lowest group of ratios
+    over all frequencies at which the noise is strong. Noise frozen for good is what this leaves
+    at frames far apart, at the highest spatial frequencies, where no picture reaches.
+
+    Parameters
+    ----------
+    spectra
+        Of the movie.
+    noise
+        ``(fy, fx)``: spectrum of the noise, in units of its own mean.
+    weights
+        ``(tiles,)``: what each tile's spectrum is multiplied with, to bring all to the same noise.
+    lags
+        Largest lag to report.
+    """
+    tiles = len(spectra.origins)
+    correlation = np.full(lags + 1, np.nan)
+    error = np.full(lags + 1, np.nan)
+    correlation[0], error[0] = 1.0, 0.0
+    power = np.average(spectra.power, axis=0, weights=weights)
+    strong = spectra.usable & (noise > 0.25)
+    warnings: list[str] = []
+    fraction, fraction_error = _fixed_pattern(spectra, power, noise, weights)
+    fixed = fraction > MATERIAL_PATTERN and fraction > _SIGMAS * fraction_error
+    far = None
+    if spectra.far_pairs:
+        far = 1 - np.average(spectra.far, axis=0, weights=weights) / power
+    blinded = []
+    for lag in range(1, lags + 1):
+        if lag >= len(spectra.pairs) or not spectra.pairs[lag]:
+            continue
+        change = np.average(spectra.change[lag - 1], axis=0, weights=weights)
+        ratio = (1 - change / power)[strong]
+        spread = 1 / np.sqrt(2 * spectra.samples(lag, tiles))
+        centre, kept = lower_cluster(ratio, spread)
+        alone = max(kept.sum() / 2 / 1.944**2, 1)
+        correlation[lag] = centre
+        error[lag] = np.hypot(spread / np.sqrt(alone), 0.003)
+        lasting = max(float(far[strong][kept].mean()), 0.0) if far is not None else 0.0
+        if centre - lasting > MATERIAL_LAG and centre - lasting > _SIGMAS * error[lag]:
+            blinded.append(lag)
+    if fixed:
+        blinded = [k for k in range(1, lags + 1)]
+    independent = 1.0
+    return TemporalNoise(
+        correlation=correlation,
+        error=error,
+        blinded_lags=tuple(blinded),
+        fixed_pattern=bool(fixed),
+        fixed_pattern_fraction=float(fraction),
+        fixed_pattern_error=float(fraction_error),
+        independent=independent,
+        warnings=tuple(warnings),
+    )
+
+
+def _fixed_pattern(
+    spectra: Spectra, power: np.ndarray, noise: np.ndarray, weights: np.ndarray
+) -> tuple[float, float]:
+    """Return the frozen share of the noise variance: single pixels, columns and rows."""
+    if not spectra.far_pairs:
+        return 0.0, np.inf
+    frozen = power - np.average(spectra.far, axis=0, weights=weights)
+    fy, fx = (np.abs(f) for f in spectra.frequencies)
+    corner = np.hypot(fy, fx) > 0.5
+    tiles = len(spectra.origins)
+    spread = float(np.median(power[corner])) / np.sqrt(2 * spectra.samples(0, tiles))
+    total = float(np.average(spectra.change[0], axis=0, weights=weights).mean())
+    pixel, kept = lower_cluster(frozen[corner], spread)
+    pixel_error = spread / np.sqrt(max(kept.sum() / 2 / 1.944**2, 1))
+    lines = 0.0
+    height, width = spectra.tile_shape
+    for values, across in ((frozen[0], height), (frozen[:, 0], width)):
+        along = np.abs(np.fft.fftfreq(len(values)))
+        bands = [
+            np.median(values[(along > a) & (along <= b)])
+            for a, b in ((0.25, 0.375), (0.375, 0.5))
+            if ((along > a) & (along <= b)).any()
+        ]
+        if bands:
+            line = (min(bands) - pixel) * 1.5 / across
+            if line > 4 * spread * 1.5 / across:
+                lines += line
+    fraction = max(pixel, 0.0) + lines
+    return fraction / (fraction + total), float(np.hypot(pixel_error, 0.003))
