@@ -37,7 +37,7 @@ def save(
     Raises
     ------
     ShineError
-        If a file exists already, or cannot be written.
+        If a file exists already (then nothing is written), or cannot be written.
     """
     from ..io import write
 
@@ -47,7 +47,7 @@ def save(
     present = [path.name for path in paths.values() if path.exists()]
     if present and not overwrite:
         raise ShineError(
-            f"{folder}: {', '.join(present)} exist(s) already. "
+            f"{folder} already holds {', '.join(present)}. "
             "Choose another folder, or ask for overwriting."
         )
     try:
@@ -55,8 +55,13 @@ def save(
     except OSError as error:
         raise ShineError(f"{folder}: cannot make this folder ({error.strerror}).") from error
     for name in ("noisy", "truth", "unblurred"):
-        write(getattr(scene, name), paths[name], overwrite=overwrite)
-    draft = folder / ".parameters.json.part"
-    draft.write_text(json.dumps(scene.parameters, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draft.replace(paths["parameters"])
+        write(getattr(scene, name), paths[name], dtype="same", overwrite=overwrite)
+    text = json.dumps(scene.parameters, indent=2, ensure_ascii=False) + "\n"
+    draft = folder / f".parameters.{os.getpid()}.json"
+    try:
+        draft.write_text(text, "utf-8")
+        draft.replace(paths["parameters"])
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ShineError(f"{paths['parameters']}: cannot write ({error.strerror}).") from error
     return paths
