@@ -149,7 +149,7 @@ def au_growth(
     cell". L. Yao, Z. Ou, B. Luo, C. Xu, Q. Chen, Machine learning to reveal nanoparticle dynamics
     from liquid-phase TEM videos. ACS Cent. Sci. 6, 1421-1430 (2020).
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
     if particles is None:
         particles = max(1, round(_PAPER_PARTICLES * height * width / _PAPER_SIZE**2))
     parameters: dict[str, Any] = {
