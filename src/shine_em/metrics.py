@@ -27,16 +27,19 @@ import numpy as np
 
 from .errors import ShineError
 from .movie import Movie
+from .residual import ResidualTest, residual_structure
 
 __all__ = [
     "FRC",
     "Protocol",
+    "ResidualTest",
     "correlation",
     "fourier_ring_correlation",
     "frame_snr",
     "movie_psnr",
     "movie_ssim",
     "psnr",
+    "residual_structure",
     "snr",
     "snr_from_correlation",
     "ssim",
@@ -236,7 +239,7 @@ class FRC:
     ----------
     frequency
         ``(ring,)`` centres of the rings, in 1/nm where the pixel size is known, else in cycles per
-        pixel; the last ring ends at Nyquist.
+        pixel; the last ring lies at Nyquist.
     correlation
         ``(ring,)`` correlation of the two images in each ring.
     counts
@@ -273,8 +276,7 @@ class FRC:
         excess = self.correlation - self.threshold(threshold)
         below = np.flatnonzero(~(excess >= 0))
         if below.size == 0:
-            step = self.frequency[-1] - self.frequency[-2] if len(self.frequency) > 1 else 0.0
-            return float(1 / (self.frequency[-1] + step / 2))
+            return float(1 / self.frequency[-1])
         k = int(below[0])
         if k == 0:
             return float("inf")
