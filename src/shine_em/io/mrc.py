@@ -1,0 +1,185 @@
+"""MRC stacks (MRC2014 and its IMOD dialect)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShineError
+from ..movie import Axis, Movie
+from .raw import human_size, raw_frames, require_file
+from .units import axis, plain
+
+__all__ = ["MODES", "read_mrc"]
+
+MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_REFUSED = {
+    3: "complex numbers", 4: "complex numbers", 16: "colour (RGB)", 101: "4-bit packed values",
+}  # fmt: skip
+_HEADER_BYTES = 1024
+_IMOD_STAMP = 1146047817
+
+
+def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
+    """Read an MRC stack, one frame at a time.
+
+    Mode 0 holds signed bytes in MRC2014. Files that carry IMOD's stamp say in a flag whether
+    theirs are signed, and are believed. ``signed`` overrides both.
+
+    Parameters
+    ----------
+    path
+        The file.
+    signed
+        Whether the bytes of mode 0 are signed.
+
+    Raises
+    ------
+    ShineError
+        If the file is no MRC file, truncated, of a mode that is no movie, or if ``signed`` is
+        given for a mode that leaves no choice.
+
+    References
+    ----------
+    Cheng et al., J. Struct. Biol. 192 (2015) 146: MRC2014; IMOD's mrc_format.txt for its stamp.
+    """
+    size = require_file(path)
+    if size < _HEADER_BYTES:
+        raise ShineError(f"{path}: too short for an MRC file ({size} bytes); is it truncated?")
+    header = _header(path)
+    nx, ny, nz, mode = (int(header[key]) for key in ("nx", "ny", "nz", "mode"))
+    if mode in _REFUSED:
+        raise ShineError(
+            f"{path}: MRC mode {mode} holds {_REFUSED[mode]}; a movie is made of real values "
+            f"(mode {', '.join(map(str, MODES))}). Convert it first, for example with newstack."
+        )
+    stored = np.dtype(MODES[mode]).newbyteorder(header["nx"].dtype.byteorder)
+    if mode == 0:
+        if signed is None:
+            signed = int(header["imod_stamp"]) != _IMOD_STAMP or bool(header["imod_flags"] & 1)
+        stored = np.dtype("i1" if signed else "u1")
+    elif signed is not None:
+        raise ShineError(f"{path}: --signed speaks of 8-bit data (mode 0), this is mode {mode}.")
+    offset = _HEADER_BYTES + int(header["nsymbt"])
+    needed = offset + nx * ny * nz * stored.itemsize
+    if needed > size:
+        whole = max(0, size - offset) // (nx * ny * stored.itemsize)
+        raise ShineError(
+            f"{path}: the header announces {nz} frames of {ny}×{nx} ({human_size(needed)}), the "
+            f"file holds {human_size(size)}, {whole} whole frames: it is truncated or no MRC file."
+        )
+    labels = _labels(header)
+    metadata = _metadata(header, labels)
+    movie = Movie(
+        raw_frames(path, stored, (nz, ny, nx), offset),
+        axes=(
+            axis("t", "s", _from_labels(labels, "frame_time_s")),
+            _length(header, "y", int(header["my"])),
+            _length(header, "x", int(header["mx"])),
+        ),
+        dose_e_per_A2=_from_labels(labels, "dose_e_per_A2"),
+        name=path.stem,
+        source=path,
+        metadata=metadata,
+        history=("the file holds a single image",) if nz == 1 else (),
+    )
+    return _with_camera_info(movie, path)
+
+
+def _header(path: Path) -> Any:
+    raw = path.open("rb")
+    with raw:
+        first = raw.read(_HEADER_BYTES)
+    for order in "<>":
+        header = np.frombuffer(first, _header_dtype(order))[0]
+        dimensions = [int(header[key]) for key in ("nx", "ny", "nz")]
+        known = int(header["mode"]) in MODES or int(header["mode"]) in _REFUSED
+        if known and min(dimensions) > 0 and int(header["nsymbt"]) >= 0:
+            return header
+    raise ShineError(
+        f"{path}: not an MRC file (its first bytes are {first[:12]!r}; no sensible size and mode)."
+    )
+
+
+def _header_dtype(order: str) -> np.dtype[Any]:
+    i4, f4 = order + "i4", order + "f4"
+    return np.dtype(
+        {
+            "names": ["nx", "ny", "nz", "mode", "mx", "my", "mz", "x", "y", "z", "ispg", "nsymbt",
+                      "exttyp", "nversion", "imod_stamp", "imod_flags", "nlabl", "label"],
+            "formats": [i4] * 7 + [f4] * 3 + [i4, i4, "S4", i4, i4, i4, i4, "(10,)S80"],
+            "offsets": [0, 4, 8, 12, 28, 32, 36, 40, 44, 48, 88, 92, 104, 108, 152, 156, 220, 224],
+            "itemsize": _HEADER_BYTES,
+        }
+    )  # fmt: skip
+
+
+def _length(header: Any, name: str, sampling: int) -> Axis:
+    """Pixel size from the cell (Å) over its sampling; a cell of 0 or less means unknown."""
+    cell = float(header[name])
+    if sampling <= 0 or not 0 < cell < float("inf"):
+        return Axis(name)
+    # The cell is float32: take the shortest number it can stand for (0.317, not 0.31700000167).
+    candidates = (float(f"{cell / sampling:.{digits}g}") for digits in range(1, 10))
+    size = next(
+        (c for c in candidates if np.float32(c * sampling) == header[name]), cell / sampling
+    )
+    return axis(name, "nm", float(f"{size / 10:.12g}"))
+
+
+def _labels(header: Any) -> list[str]:
+    count = min(max(int(header["nlabl"]), 0), 10)
+    return [line.decode("latin-1").rstrip(" \x00") for line in header["label"][:count]]
+
+
+def _from_labels(labels: list[str], key: str) -> float | None:
+    """Return a number that `write` left in a label, the only free text of an MRC header."""
+    found = re.search(rf"\b{key}=([0-9.eE+-]+)", "\n".join(labels))
+    return float(found[1]) if found else None
+
+
+def _metadata(header: Any, labels: list[str]) -> dict[str, Any]:
+    keys = ("nx", "ny", "nz", "mode", "mx", "my", "mz", "ispg", "nsymbt", "exttyp", "nversion")
+    found = {key: plain(header[key]) for key in keys}
+    found["cella_A"] = [float(header[key]) for key in ("x", "y", "z")]
+    return {"format": "MRC", "header": found, "labels": labels}
+
+
+def _with_camera_info(movie: Movie, path: Path) -> Movie:
+    """Add what Direct Electron's server wrote beside the movie, in ``<name>_info.txt``."""
+    stem = re.sub(r"_movie$", "", path.stem)
+    sidecars = [path.with_name(f"{name}_info.txt") for name in (path.stem, stem)]
+    sidecar = next((file for file in sidecars if file.is_file()), None)
+    if sidecar is None:
+        return movie
+    lines = sidecar.read_text("utf-8", "replace").splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
+    info = {key.strip(): value.strip() for key, value in pairs}
+    t, y, x = movie.axes
+    history = movie.history
+    if (rate := _positive(info.get("Frames Per Second"))) is not None:
+        t = axis("t", "s", 1 / rate)
+    if info.get("Scan - Enable") == "Enable":
+        # The frames are diffraction patterns: the specimen pixel size is not theirs.
+        history = (*history, "the camera scanned: the frames are diffraction patterns (4D-STEM)")
+    elif y.unit is None and x.unit is None:
+        y, x = (
+            axis(
+                name, "nm", _positive(info.get(f"Specimen Pixel Size {name.upper()} (nanometers)"))
+            )
+            for name in "yx"
+        )
+    metadata = {**movie.metadata, "camera": info}
+    return replace(movie, axes=(t, y, x), metadata=metadata, history=history)
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if value > 0 else None
