@@ -27,19 +27,16 @@ import numpy as np
 
 from .errors import ShineError
 from .movie import Movie
-from .residual import ResidualTest, residual_structure
 
 __all__ = [
     "FRC",
     "Protocol",
-    "ResidualTest",
     "correlation",
     "fourier_ring_correlation",
     "frame_snr",
     "movie_psnr",
     "movie_ssim",
     "psnr",
-    "residual_structure",
     "snr",
     "snr_from_correlation",
     "ssim",
@@ -416,7 +413,7 @@ def _matched_frames(
         low, high = min(low, float(y.min())), max(high, float(y.max()))
         # Sums about the first frame's mean: small numbers keep their digits.
         u, v = x - origin, y - origin_truth
-        sums += u.size, u.sum(), v.sum(), np.vdot(u, u), np.vdot(u, v)
+        sums += np.array([u.size, u.sum(), v.sum(), np.vdot(u, u), np.vdot(u, v)])
     peak = _peak(low, high, data_range)
     if protocol == "range":
         return ((x, y, peak) for x, y in pairs())

@@ -189,8 +189,11 @@ class ResidualSpectra:
         """Return by how much the residual is more correlated than the noise, and its z."""
         from scipy.ndimage import uniform_filter
 
-        if noise.ndim != 2 or noise.shape[0] != noise.shape[1] or noise.shape[0] % 2 == 0:
-            raise ShineError(f"A noise correlation map is a square of odd side, not {noise.shape}.")
+        side = noise.shape[0] if noise.ndim == 2 else 0
+        if noise.shape != (side, side) or side < 3 or side % 2 == 0:
+            raise ShineError(
+                f"A noise correlation map is a square of odd side, 3 or more, not {noise.shape}."
+            )
         own = self.autocorrelation
         reach = min(own.shape[0], noise.shape[0]) // 2
         ours, theirs = (
