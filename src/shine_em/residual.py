@@ -232,7 +232,7 @@ def residual_structure(residual: Any, denoised: Any, noise_correlation: Any = No
     ShineError
         If shapes or lengths differ, or the frames are smaller than 16×16 pixels.
     """
-    pair = [m.data if isinstance(m, Movie) else m for m in (residual, denoised)]
+    pair: list[Any] = [m.data if isinstance(m, Movie) else m for m in (residual, denoised)]
     lengths = [len(m) for m in pair]
     if lengths[0] != lengths[1] or not lengths[0]:
         raise ShineError(
