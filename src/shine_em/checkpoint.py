@@ -1,0 +1,211 @@
+"""A trained model in one safetensors file: weights as tensors, everything else as JSON.
+
+Loading runs no code. The file also holds what is needed to go on training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .errors import ShineError
+from .movie import Movie
+from .network import Hole, NetworkConfig, build
+from .patches import Normalisation
+from .training import TrainedState, TrainingSettings
+
+__all__ = ["Model", "input_hash", "versions"]
+
+FORMAT = 1
+_HASH_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that can denoise, and all that is known of how it came to be.
+
+    Attributes
+    ----------
+    state
+        Weights, recipe, losses, and what resuming needs.
+    normalisation
+        Of the movie it was trained on.
+    hole
+        The blind spot recommended for that movie, rows × columns.
+    holes
+        The holes whose predictions are averaged (the ensemble); all at least as large as `hole`.
+    offset
+        Mean of raw − denoised over the training movie, normalised units: added to every output,
+        so that intensities are not biased.
+    noise
+        The movie's noise statistics, as `NoiseStatistics.to_dict` gives them.
+    blinded_lags
+        Frame lags whose neighbours are blinded (see `NoiseStatistics.blinded_lags`).
+    provenance
+        Versions, seed, input file and hash.
+    """
+
+    state: TrainedState
+    normalisation: Normalisation
+    hole: Hole
+    holes: tuple[Hole, ...]
+    offset: float = 0.0
+    noise: dict[str, Any] = field(default_factory=dict)
+    blinded_lags: tuple[int, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's layout."""
+        return self.state.config
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the checkpoint whole, or not at all.
+
+        Raises
+        ------
+        ShineError
+            If the file exists and ``overwrite`` is False, or cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path).expanduser()
+        if path.exists() and not overwrite:
+            raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
+        s = self.state
+        tensors: dict[str, Tensor] = {}
+        for group in ("best", "current", "average", "optimiser"):
+            tensors |= {f"{group}:{k}": v for k, v in getattr(s, group).items()}
+        header = {
+            "format": FORMAT,
+            "network": s.config.to_dict(),
+            "settings": s.settings.to_dict(),
+            "training": {
+                "step": s.step, "best_step": s.best_step, "best_loss": _finite(s.best_loss),
+                "train_loss": s.train_loss,
+                "validation_loss": [(i, _finite(v)) for i, v in s.validation_loss],
+                "seconds": s.seconds, "stopped": s.stopped,
+            },
+            "normalisation": self.normalisation.to_dict(),
+            "hole": self.hole, "holes": self.holes, "offset": self.offset,
+            "noise": self.noise, "blinded_lags": self.blinded_lags,
+            "provenance": self.provenance,
+        }  # fmt: skip
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
+        try:
+            save_file(tensors, temporary, {"shine": json.dumps(header, allow_nan=False)})
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ShineError(f"{path} could not be written ({error.strerror or error}).") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read a checkpoint.
+
+        Raises
+        ------
+        ShineError
+            If the file is missing, is no checkpoint of shine, comes from a newer version, or its
+            weights do not fit the network that its header describes.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ShineError(f"{path}: no such model file.")
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get("shine")
+                if text is None:
+                    raise ShineError(f"{path} is a safetensors file, but not a model of shine.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ShineError(
+                f"{path} is not a readable model ({error}). Train it anew with: shine train"
+            ) from None
+        try:
+            return cls._from(json.loads(text), tensors)
+        except ShineError as error:
+            raise ShineError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShineError(f"{path}: the model's header is damaged ({error!r}).") from None
+
+    @classmethod
+    def _from(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
+        if header["format"] > FORMAT:
+            raise ShineError(
+                f"written by a newer shine-em (format {header['format']}, this one reads "
+                f"{FORMAT}); update shine-em."
+            )
+        config = NetworkConfig.from_dict(header["network"])
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            group, _, key = name.partition(":")
+            groups.setdefault(group, {})[key] = tensor
+        expected = {k: tuple(v.shape) for k, v in build(config).state_dict().items()}
+        found = {k: tuple(v.shape) for k, v in groups.get("best", {}).items()}
+        if expected != found:
+            raise ShineError("the weights do not fit the network that the header describes.")
+        t = header["training"]
+        state = TrainedState(
+            config, TrainingSettings.from_dict(header["settings"]), best=groups["best"],
+            step=t["step"], best_step=t["best_step"],
+            best_loss=np.inf if t["best_loss"] is None else t["best_loss"],
+            train_loss=[(int(i), float(v)) for i, v in t["train_loss"]],
+            validation_loss=[
+                (int(i), np.nan if v is None else float(v)) for i, v in t["validation_loss"]
+            ],
+            seconds=t["seconds"], stopped=t["stopped"], current=groups.get("current", {}),
+            average=groups.get("average", {}), optimiser=groups.get("optimiser", {}),
+        )  # fmt: skip
+        return cls(
+            state, Normalisation.from_dict(header["normalisation"]), _hole(header["hole"]),
+            tuple(_hole(h) for h in header["holes"]), float(header["offset"]), header["noise"],
+            tuple(header["blinded_lags"]), header["provenance"],
+        )  # fmt: skip
+
+
+def _hole(values: Any) -> Hole:
+    m, n = values
+    return int(m), int(n)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def input_hash(movie: Movie) -> str:
+    """Return a BLAKE2b hash of shape, type and pixels; past 1 GB, of evenly spread frames."""
+    digest = hashlib.blake2b(f"{movie.shape} {movie.dtype.str}".encode(), digest_size=16)
+    frame_bytes = movie.shape[1] * movie.shape[2] * movie.dtype.itemsize
+    most = max(3, int(_HASH_BYTES // frame_bytes))
+    n = len(movie)
+    picked = range(n) if n <= most else np.unique(np.linspace(0, n - 1, min(most, 32)).astype(int))
+    for t in picked:
+        digest.update(np.ascontiguousarray(movie.frame(int(t))).data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("shine-em", "torch", "numpy", "scipy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, "python": platform.python_version(), "system": platform.platform(terse=True)}

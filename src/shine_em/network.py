@@ -1,0 +1,393 @@
+"""The blind-spot networks: the paper's and the lean one, behind one small interface.
+
+A blind-spot network predicts a pixel of the centre frame from everything but a hole of ``m × n``
+pixels around it (paper, Eqs. 1 and 2; Krull et al., CVPR 2019; Honzátko et al., SDS 2020).
+Both networks here keep an ordinary convolutional trunk and read it only through *donut*
+convolutions: 3×3 kernels without their centre tap, dilated just past what the hidden pixels have
+reached by then. Nothing after a donut mixes pixels, other than the bilinear upsampling that the
+dilation already allows for. The donut's weights do not depend on its dilation, so the hole can be
+changed after training, and several holes share one pass of the trunk.
+
+How far a hidden pixel reaches. A feature at position ``q`` of level ``l`` (pixels of ``2**l``)
+depends on the input pixels ``2**l q - a … 2**l q + 2**l - 1 + a``, where the spread ``a`` grows by
+``2**l`` with every 3×3 convolution at that level and not at all with 2×2 average pooling. Upsampled
+to full resolution, output pixel ``p`` reads level-``l`` positions down to ``q_min`` with
+``p - 2**l q_min ≤ reach``: ``2 (2**l - 1)`` for ``l`` bilinear doublings in a row,
+``3 · 2**(l-1) - 1`` for one bilinear upsampling by ``2**l``; the upper side mirrors it. With a hole
+of half-width ``r`` a tap at distance ``d`` stays blind if ``2**l d - a > reach + r``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ShineError
+
+__all__ = ["Hole", "LeanNetwork", "NetworkConfig", "PaperNetwork", "build", "check_hole"]
+
+Hole = tuple[int, int]  # rows × columns, odd
+LARGEST_HOLE = 15
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """All that is needed to rebuild a network.
+
+    Attributes
+    ----------
+    kind
+        "lean" or "paper".
+    frames
+        Frames in a window, odd; the centre frame is the one that is denoised.
+    open_slots
+        Window positions of the neighbours whose noise is independent of the centre frame's: these
+        are seen whole. The other neighbours are blinded by the same hole as the centre frame.
+    channels
+        Features at full resolution (paper: 64).
+    paper_radius
+        Half-width of the hole that the paper's neighbour branch was made for (paper network only):
+        it spreads the neighbours over the hole by that many further 3×3 convolutions.
+    """
+
+    kind: str = "lean"
+    frames: int = 5
+    open_slots: tuple[int, ...] = (0, 1, 3, 4)
+    channels: int = 16
+    paper_radius: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("lean", "paper"):
+            raise ShineError(f"Unknown network {self.kind!r}: choose lean or paper.")
+        if self.frames < 1 or self.frames % 2 == 0:
+            raise ShineError(f"The number of input frames must be odd, not {self.frames}.")
+        neighbours = set(range(self.frames)) - {self.centre}
+        if not set(self.open_slots) <= neighbours:
+            raise ShineError(f"Open slots {self.open_slots} are not neighbours in a window.")
+
+    @property
+    def centre(self) -> int:
+        """Window position of the centre frame."""
+        return self.frames // 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint header."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        """Rebuild what `to_dict` gave."""
+        return cls(**{**values, "open_slots": tuple(values["open_slots"])})
+
+
+def check_hole(hole: Hole) -> Hole:
+    """Return ``hole`` if it is an odd m×n from 1×1 to 15×15; raise `ShineError` otherwise."""
+    if len(hole) != 2 or any(n % 2 == 0 or not 1 <= n <= LARGEST_HOLE for n in hole):
+        raise ShineError(
+            f"The hole must be odd × odd, from 1x1 to {LARGEST_HOLE}x{LARGEST_HOLE}, "
+            f"not {'x'.join(str(n) for n in hole)}."
+        )
+    return int(hole[0]), int(hole[1])
+
+
+def build(config: NetworkConfig) -> LeanNetwork | PaperNetwork:
+    """Return a freshly initialised network (deterministic under `torch.manual_seed`)."""
+    return LeanNetwork(config) if config.kind == "lean" else PaperNetwork(config)
+
+
+class Donut(nn.Module):
+    """A 3×3 convolution without its centre tap, dilated past the hidden pixels.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Channels.
+    level
+        Pyramid level: a pixel here is ``2**level`` input pixels wide.
+    spread
+        How many input pixels beyond its own extent a feature here depends on (``a`` above).
+    reach
+        How far upsampling reaches back, in input pixels (``reach`` above).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, level: int, spread: int, reach: int, bias: bool
+    ) -> None:
+        super().__init__()
+        self.level, self.spread, self.reach = level, spread, reach
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, 8))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        nn.init.normal_(self.weight, std=(8 * inputs) ** -0.5)
+
+    def dilation(self, hole: Hole) -> tuple[int, int]:
+        """Return the smallest blind dilation for a hole, in pixels of this level."""
+        rows, columns = (
+            (self.reach + self.spread + n // 2) // 2**self.level + 1 for n in check_hole(hole)
+        )
+        return rows, columns
+
+    def forward(self, x: Tensor, hole: Hole) -> Tensor:
+        w = self.weight
+        centre = torch.zeros_like(w[..., :1])
+        kernel = torch.cat((w[..., :4], centre, w[..., 4:]), dim=-1).unflatten(-1, (3, 3))
+        dilation = self.dilation(hole)
+        return F.conv2d(x, kernel, self.bias, padding=dilation, dilation=dilation)
+
+
+class _Network(nn.Module):
+    """What both networks share: sizes, padding to the pooling grid, the interface."""
+
+    levels = 4
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the pooling grid; tiles must start on its multiples."""
+        return int(2 ** (self.levels - 1))
+
+    def halo(self, hole: Hole) -> int:
+        """Return how many input pixels around an output pixel can matter, a multiple of `stride`.
+
+        A tile that is larger by this on each side gives the same output as the whole frame.
+        """
+        donuts = [m for m in self.modules() if isinstance(m, Donut)]
+        widest = max(
+            2**d.level * (max(d.dilation(hole)) + 1) + d.spread + d.reach for d in donuts
+        )
+        needed = max(widest, self._open_reach())
+        return -(-needed // self.stride) * self.stride
+
+    def _open_reach(self) -> int:
+        return 0
+
+    def forward(self, window: Tensor, holes: Sequence[Hole]) -> Tensor:
+        """Predict the centre frame once per hole.
+
+        Parameters
+        ----------
+        window
+            ``(b, frames, h, w)``, normalised; any ``h`` and ``w``.
+        holes
+            One or more ``(m, n)``.
+
+        Returns
+        -------
+        Tensor
+            ``(holes, b, h, w)``, normalised.
+        """
+        height, width = window.shape[-2:]
+        pad = (0, -width % self.stride, 0, -height % self.stride)
+        # Outside the frame everything is zero: nothing hidden is copied there. The mask tells
+        # the network where the frame ends.
+        mask = F.pad(torch.ones_like(window[:, :1]), pad)
+        out = self._predict(F.pad(window, pad), mask, [check_hole(h) for h in holes])
+        return out[..., :height, :width]
+
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
+        raise NotImplementedError
+
+    def parameter_count(self) -> int:
+        """Return the number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def _conv3(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class _Residual(nn.Module):
+    """Two 3×3 convolutions around a residual sum, GELU after each."""
+
+    spread = 2  # of its own level's pixels
+
+    def __init__(self, channels: int, *, bias: bool) -> None:
+        super().__init__()
+        self.first = _conv3(channels, channels, bias=bias)
+        self.second = _conv3(channels, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.second(F.gelu(self.first(x))))
+
+
+class PaperNetwork(_Network):
+    """The network of the paper (Materials and Methods, fig. S1): 1.1 M parameters, no biases.
+
+    The centre frame (1×1, 48 channels) and its neighbours (3×3 and as many further 3×3 as the
+    hole's half-width, 16 channels) make the 64 base features. Four scales joined by 2×2 average
+    pooling hold two residual blocks each; the base and every block are read by a donut, brought
+    back to full resolution, passed through a 1×1, concatenated (576) and fused 288, 64, 1.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        width, neighbours = config.channels, config.frames - 1
+        side = width // 4 if neighbours else 0
+        self.centre_stem = nn.Conv2d(1, width - side, 1, bias=False)
+        steps = [nn.Conv2d(neighbours, side, 3, padding=1, bias=False)] if neighbours else []
+        for _ in range(config.paper_radius if neighbours else 0):
+            steps += [nn.GELU(), _conv3(side, side, bias=False)]
+        self.neighbour_stem = nn.Sequential(*steps)
+        self.blocks = nn.ModuleList(_Residual(width, bias=False) for _ in range(2 * self.levels))
+        donuts = [Donut(width, width, level=0, spread=0, reach=0, bias=False)]
+        spread = 0
+        for level in range(self.levels):
+            reach = 3 * 2**level // 2 - 1 if level else 0
+            for _ in range(2):
+                spread += _Residual.spread * 2**level
+                donuts.append(
+                    Donut(width, width, level=level, spread=spread, reach=reach, bias=False)
+                )
+        self.donuts = nn.ModuleList(donuts)
+        self.after = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in donuts)
+        total = width * len(donuts)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(total, total // 2, 1, bias=False), nn.GELU(),
+            nn.Conv2d(total // 2, width, 1, bias=False), nn.GELU(),
+            nn.Conv2d(width, 1, 1, bias=False),
+        )  # fmt: skip
+
+    def _open_reach(self) -> int:
+        # The neighbours enter the trunk already spread by their stem.
+        return self.halo_of_trunk() + 1 + self.config.paper_radius
+
+    def halo_of_trunk(self) -> int:
+        """Return the reach of the deepest donut for the largest hole it may be run with."""
+        last = self.donuts[-1]
+        assert isinstance(last, Donut)
+        widest = (LARGEST_HOLE, LARGEST_HOLE)
+        return 2**last.level * (max(last.dilation(widest)) + 1) + last.spread + last.reach
+
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
+        c = self.config.centre
+        base = self.centre_stem(window[:, c : c + 1])
+        if self.config.frames > 1:
+            around = torch.cat((window[:, :c], window[:, c + 1 :]), dim=1)
+            base = torch.cat((base, self.neighbour_stem(around)), dim=1)
+        features = [base]
+        x = base
+        for i, block in enumerate(self.blocks):
+            if i and i % 2 == 0:
+                x = F.avg_pool2d(x, 2)
+            x = block(x)
+            features.append(x)
+        return torch.stack([self._read(features, hole) for hole in holes])
+
+    def _read(self, features: list[Tensor], hole: Hole) -> Tensor:
+        size = features[0].shape[-2:]
+        parts = []
+        for donut, after, x in zip(self.donuts, self.after, features, strict=True):
+            y = F.gelu(donut(x, hole))
+            if y.shape[-2:] != size:
+                y = F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+            parts.append(F.gelu(after(y)))
+        return self.fuse(torch.cat(parts, dim=1))[:, 0]
+
+
+class LeanNetwork(_Network):
+    """The default: the same blindness at about a thirtieth of the operations.
+
+    The trunk sees the whole window and is read through donuts at each pyramid level's own
+    resolution; 1×1 heads are summed from coarse to fine, since a 1×1 convolution and a bilinear
+    upsampling commute. The open neighbours, whose noise is independent of the centre frame's, also
+    pass a small U-Net that needs no donut and is joined pixel by pixel at the end.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        width = config.channels
+        widths = [width, *[2 * width] * (self.levels - 1)]
+        joint = 3 * width // 2
+        self.stem = _conv3(config.frames + 1, width)
+        self.near = Donut(width, width, level=0, spread=1, reach=0, bias=True)
+        self.trunk = nn.ModuleList()
+        self.donuts = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        spread = 1
+        for level, w in enumerate(widths):
+            convs = [_conv3(w, w)] if level == 0 else [_conv3(widths[level - 1], w), _conv3(w, w)]
+            spread += len(convs) * 2**level
+            self.trunk.append(nn.ModuleList(convs))
+            reach = 2 * (2**level - 1)
+            self.donuts.append(Donut(w, w, level=level, spread=spread, reach=reach, bias=True))
+            self.heads.append(nn.Conv2d(w, joint, 1))
+        self.near_head = nn.Conv2d(width, joint, 1)
+        self.open = _OpenBranch(len(config.open_slots), width) if config.open_slots else None
+        self.join = nn.Conv2d(width, joint, 1) if config.open_slots else None
+        self.mix = nn.Conv2d(joint, joint, 1)
+        self.last = nn.Conv2d(joint, 1, 1)
+
+    def _open_reach(self) -> int:
+        return _OpenBranch.reach
+
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
+        near = F.relu(self.stem(torch.cat((window, mask), dim=1)))
+        features = []
+        x = near
+        for level, convs in enumerate(self.trunk):
+            if level:
+                x = F.avg_pool2d(x, 2)
+            for conv in convs:
+                y = F.relu(conv(x))
+                x = x + y if y.shape == x.shape else y
+            features.append(x)
+        shared = None
+        if self.open is not None:
+            shared = self.join(self.open(window[:, list(self.config.open_slots)], mask))
+        return torch.stack([self._read(near, features, shared, hole) for hole in holes])
+
+    def _read(
+        self, near: Tensor, features: list[Tensor], shared: Tensor | None, hole: Hole
+    ) -> Tensor:
+        total = None
+        for level in reversed(range(self.levels)):
+            part = self.heads[level](F.relu(self.donuts[level](features[level], hole)))
+            total = part if total is None else part + _double(total)
+            if level:
+                total = F.relu(total)
+        total = total + self.near_head(F.relu(self.near(near, hole)))
+        if shared is not None:
+            total = total + shared
+        x = F.relu(total)
+        x = x + F.relu(self.mix(x))
+        return self.last(x)[:, 0]
+
+
+class _OpenBranch(nn.Module):
+    """A three-level U-Net over the open neighbours: ``(b, slots, h, w)`` → ``(b, width, h, w)``."""
+
+    # Input pixels that matter around an output pixel: a full-resolution convolution on either
+    # side, two at each coarser level, and the footprints of pooling and upsampling.
+    reach = 1 + 2 * 2 + 2 * 4 + 2 * 4 + 2 * 2 + 1
+
+    def __init__(self, slots: int, width: int) -> None:
+        super().__init__()
+        self.enter = _conv3(slots + 1, width)
+        self.middle = nn.ModuleList((_conv3(width, 2 * width), _conv3(2 * width, 2 * width)))
+        self.coarse = nn.ModuleList((_conv3(2 * width, 2 * width), _conv3(2 * width, 2 * width)))
+        self.up_middle = nn.Conv2d(2 * width, width, 1)
+        self.merge_coarse = nn.Conv2d(2 * width, 2 * width, 1)
+        self.merge = _conv3(width, width)
+
+    def forward(self, neighbours: Tensor, mask: Tensor) -> Tensor:
+        x = F.relu(self.enter(torch.cat((neighbours, mask), dim=1)))
+        y = F.avg_pool2d(x, 2)
+        y = F.relu(self.middle[0](y))
+        y = y + F.relu(self.middle[1](y))
+        z = F.avg_pool2d(y, 2)
+        z = F.relu(self.coarse[0](z))
+        z = z + F.relu(self.coarse[1](z))
+        y = F.relu(y + _double(self.merge_coarse(z)))
+        x = F.relu(x + _double(self.up_middle(y)))
+        return x + F.relu(self.merge(x))

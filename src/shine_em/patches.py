@@ -1,0 +1,339 @@
+"""Temporal windows, normalisation with its exact inverse, and random training patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .doctor import Health
+from .errors import ShineError
+from .movie import Movie
+
+__all__ = ["Batch", "Normalisation", "PatchPool", "Timeline", "Window"]
+
+Window = tuple[int | None, ...]  # frame numbers; None where no frame may stand
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Global, per-movie standardisation ``(x - location) / scale``, and which values it trusts.
+
+    Pixels above ``ceiling`` or below ``floor`` (X-ray spikes) and pixels that are not finite are
+    set to 0 (the movie's mean) at the network's input: a constant, since filling them from their
+    neighbours would carry hidden pixels across the hole's edge.
+    """
+
+    location: float
+    scale: float
+    floor: float = -np.inf
+    ceiling: float = np.inf
+
+    @classmethod
+    def of(cls, health: Health) -> Normalisation:
+        """Take the robust statistics that the input check measured."""
+        scale = health.scale if health.scale > 0 else 1.0
+        return cls(health.location, scale, health.spike_floor, health.spike_threshold)
+
+    def trusted(self, raw: np.ndarray) -> np.ndarray:
+        """Return where pixel values are finite and not spikes, as bool of the same shape."""
+        good = (raw >= self.floor) & (raw <= self.ceiling)
+        return good & np.isfinite(raw) if raw.dtype.kind == "f" else good
+
+    def apply(self, raw: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
+        """Return float32 standardised values; untrusted and ``bad`` pixels become 0."""
+        x = (raw.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
+        good = self.trusted(raw)
+        if bad is not None:
+            good &= ~bad
+        return np.where(good, x, np.float32(0))
+
+    def invert(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 values in the movie's units."""
+        return (x.astype(np.float64) * self.scale + self.location).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-safe values (infinities as None)."""
+        return {k: v if np.isfinite(v) else None for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Normalisation:
+        """Rebuild what `to_dict` gave."""
+        edges = {"floor": -np.inf, "ceiling": np.inf}
+        return cls(**{k: edges[k] if v is None else float(v) for k, v in values.items()})
+
+
+class Timeline:
+    """Which frames may stand beside which: the windows that a network is shown.
+
+    A window never crosses a scene cut and never holds its centre frame twice, be it the frame
+    itself or an identical copy: that would show the network the pixels that its hole hides.
+    Where a neighbour is missing (ends, cuts, blanks, duplicates) the nearest unused frame of the
+    same scene takes its place, inner positions first; a scene with too few frames repeats
+    neighbours; one with a single frame leaves the positions empty.
+
+    Parameters
+    ----------
+    n
+        Frames in the movie.
+    health
+        The input check's findings; None for "all frames are different, good and one scene".
+    blinded_lags
+        Distances in time at which the noise is correlated: a frame so near to the centre frame may
+        only stand where the network is blinded, at an offset that is itself such a distance.
+    """
+
+    def __init__(
+        self, n: int, health: Health | None = None, blinded_lags: Sequence[int] = ()
+    ) -> None:
+        self.n = n
+        self.blinded = frozenset(blinded_lags)
+        self.identity = np.arange(n) if health is None else np.asarray(health.duplicate_of)
+        self.usable = np.ones(n, bool) if health is None else ~np.asarray(health.blank)
+        self.segment = np.zeros(n, int) if health is None else np.asarray(health.segment)
+
+    def window(self, t: int, frames: int, *, first: int = 0, last: int | None = None) -> Window:
+        """Return the ``frames`` frame numbers around ``t``, in the order of time offsets.
+
+        ``first`` and ``last`` narrow the frames that may be used, as at the ends of a movie.
+        """
+        return self._window(t, frames, range(first, self.n if last is None else last + 1))
+
+    def half_window(self, t: int, frames: int) -> Window:
+        """Return a window made only of frames as even or odd as ``t``."""
+        return self._window(t, frames, range(t % 2, self.n, 2), step=2)
+
+    def _window(self, t: int, frames: int, allowed: range, *, step: int = 1) -> Window:
+        half = frames // 2
+        candidates = self._nearest(t, allowed, 2 * frames * step)
+        offsets = sorted((o for o in range(-half, half + 1) if o), key=lambda o: (abs(o), -o))
+        chosen: dict[int, int] = {}
+        for o in offsets:  # those that stand where they should
+            if t + step * o in candidates and self._fits(t, o, t + step * o):
+                chosen[o] = t + step * o
+        for o in offsets:  # the nearest unused ones, then used ones again
+            if o not in chosen:
+                fitting = [c for c in candidates if self._fits(t, o, c)]
+                unused = [c for c in fitting if c not in chosen.values()]
+                if fitting:
+                    chosen[o] = (unused or fitting)[0]
+        return tuple(t if o == 0 else chosen.get(o) for o in range(-half, half + 1))
+
+    def _fits(self, t: int, offset: int, candidate: int) -> bool:
+        return abs(offset) in self.blinded or abs(candidate - t) not in self.blinded
+
+    def _nearest(self, t: int, allowed: range, most: int) -> list[int]:
+        """Return up to ``most`` distinct, usable frames of the scene, nearest first."""
+        seen = {int(self.identity[t])}
+        found: list[int] = []
+        for distance in range(1, self.n):
+            inside = False
+            for c in (t + distance, t - distance):
+                if not 0 <= c < self.n or self.segment[c] != self.segment[t]:
+                    continue
+                inside = True
+                if c in allowed and self.usable[c] and int(self.identity[c]) not in seen:
+                    seen.add(int(self.identity[c]))
+                    found.append(c)
+            if not inside or len(found) >= most:
+                break
+        return found
+
+    def targets(self) -> list[int]:
+        """Return the frames worth training on: usable, each picture once."""
+        return [t for t in range(self.n) if self.usable[t] and self.identity[t] == t]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch.
+
+    Attributes
+    ----------
+    windows
+        ``(b, frames, h, w)`` float32, normalised.
+    weights
+        ``(b, h, w)`` float32: 1 where the centre frame's pixel may be trained on, else 0.
+    """
+
+    windows: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive frames of one region, held in memory in the file's own type."""
+
+    pixels: np.ndarray  # (k, h, w)
+    numbers: dict[int, int]  # movie frame number -> row of `pixels`
+    bad: np.ndarray  # (h, w): hot and dead pixels, hidden from the network
+    excluded: np.ndarray  # (h, w): never trained on
+    targets: list[int]
+
+
+class PatchPool:
+    """Random crops of a movie for training, within a fixed memory.
+
+    A movie that fits is held whole, in the file's own type; of a larger one, runs of consecutive
+    frames in random regions are held, drawn once by ``seed``.
+
+    Parameters
+    ----------
+    movie, health, normalisation
+        The movie, its input check and its normalisation.
+    frames, blinded_lags
+        Frames in a window, and see `Timeline`.
+    held_out
+        Frames that are never trained on (they may still be neighbours).
+    hidden
+        ``(y, x)`` bool, pixels never trained on in any frame (movies too short to hold out
+        frames), or None.
+    memory_bytes
+        Most that the held pixels may take.
+    """
+
+    def __init__(
+        self,
+        movie: Movie,
+        health: Health,
+        normalisation: Normalisation,
+        *,
+        frames: int,
+        blinded_lags: Sequence[int] = (),
+        held_out: Sequence[int] = (),
+        hidden: np.ndarray | None = None,
+        memory_bytes: int = 400_000_000,
+        seed: int = 0,
+    ) -> None:
+        self.timeline = Timeline(len(movie), health, blinded_lags)
+        self.normalisation = normalisation
+        self.frames = frames
+        targets = [t for t in self.timeline.targets() if t not in set(held_out)]
+        if not targets:
+            raise ShineError(f"{movie.name}: no frame is left to train on.")
+        bad = np.asarray(health.bad_pixels, bool)
+        excluded = bad if hidden is None else bad | hidden
+        size = np.prod(movie.shape, dtype=float) * movie.dtype.itemsize
+        if size <= memory_bytes:
+            whole = np.stack(list(movie.frames()))
+            self.runs = [_Run(whole, {t: t for t in range(len(movie))}, bad, excluded, targets)]
+        else:
+            self.runs = list(self._draw_runs(movie, bad, excluded, targets, memory_bytes, seed))
+
+    def _draw_runs(
+        self,
+        movie: Movie,
+        bad: np.ndarray,
+        excluded: np.ndarray,
+        targets: list[int],
+        memory: int,
+        seed: int,
+    ) -> Iterator[_Run]:
+        rng = np.random.default_rng([seed, 1])
+        n, height, width = movie.shape
+        edge = 512
+        length, regions = min(4, n), max(1, min(4, (height * width) // (edge * edge)))
+        rows, columns = min(edge, height), min(edge, width)
+        per_run = (length + 2 * self.frames) * rows * columns * movie.dtype.itemsize
+        count = max(1, int(memory // (per_run * regions)))
+        starts = np.linspace(0, len(targets) - length, min(count, len(targets))).astype(int)
+        for start in np.unique(np.maximum(starts, 0)):
+            chosen = targets[start : start + length]
+            needed = sorted(
+                {i for t in chosen for i in self.timeline.window(t, self.frames) if i is not None}
+            )
+            stack = [movie.frame(i) for i in needed]
+            for _ in range(regions):
+                y0 = int(rng.integers(height - rows + 1))
+                x0 = int(rng.integers(width - columns + 1))
+                here = (slice(y0, y0 + rows), slice(x0, x0 + columns))
+                yield _Run(
+                    np.stack([f[here] for f in stack]),
+                    {t: i for i, t in enumerate(needed)},
+                    bad[here],
+                    excluded[here],
+                    chosen,
+                )
+
+    def batch(
+        self,
+        step: int,
+        *,
+        size: int,
+        crop: int,
+        seed: int,
+        turn: bool = True,
+        one_sided: float = 0.15,
+        reverse: bool = True,
+    ) -> Batch:
+        """Return the batch of a training step; the same step and seed give the same batch.
+
+        Parameters
+        ----------
+        step, seed
+            Everything random is drawn from these two, so that a resumed run repeats nothing.
+        size, crop
+            Samples, and their width in pixels (less where the movie is smaller).
+        turn
+            Rotate by 90° as well as mirror; not allowed where the hole or the noise is
+            anisotropic.
+        one_sided
+            Chance that a window is drawn as at an end of the movie, so that the network knows
+            how to treat the first and the last frame.
+        reverse
+            Reverse time for half of the samples.
+        """
+        rng = np.random.default_rng([seed, 0, step])
+        windows, weights = [], []
+        height = min(crop, *(r.pixels.shape[1] for r in self.runs))
+        width = min(crop, *(r.pixels.shape[2] for r in self.runs))
+        if turn:
+            height = width = min(height, width)
+        for _ in range(size):
+            run = self.runs[int(rng.integers(len(self.runs)))]
+            t = run.targets[int(rng.integers(len(run.targets)))]
+            window = self._draw_window(t, rng, one_sided, run)
+            y0 = int(rng.integers(run.pixels.shape[1] - height + 1))
+            x0 = int(rng.integers(run.pixels.shape[2] - width + 1))
+            here = (slice(y0, y0 + height), slice(x0, x0 + width))
+            stack = self._stack(run, window, here)
+            weight = self._weight(run, t, here)
+            turns = int(rng.integers(4)) if turn else 2 * int(rng.integers(2))
+            stack, weight = np.rot90(stack, turns, (1, 2)), np.rot90(weight, turns)
+            if rng.integers(2):
+                stack, weight = stack[:, :, ::-1], weight[:, ::-1]
+            if reverse and rng.integers(2):
+                stack = stack[::-1]
+            windows.append(stack)
+            weights.append(weight)
+        return Batch(np.stack(windows), np.stack(weights))
+
+    def _draw_window(
+        self, t: int, rng: np.random.Generator, one_sided: float, run: _Run
+    ) -> Window:
+        side = rng.random()
+        if side < one_sided / 2:
+            window = self.timeline.window(t, self.frames, first=t)
+        elif side < one_sided:
+            window = self.timeline.window(t, self.frames, last=t)
+        else:
+            return self.timeline.window(t, self.frames)
+        complete = all(i is not None and i in run.numbers for i in window)
+        return window if complete else self.timeline.window(t, self.frames)
+
+    def _stack(self, run: _Run, window: Window, here: tuple[slice, slice]) -> np.ndarray:
+        empty = np.zeros((here[0].stop - here[0].start, here[1].stop - here[1].start), np.float32)
+        return np.stack(
+            [
+                empty
+                if i is None
+                else self.normalisation.apply(run.pixels[run.numbers[i]][here], run.bad[here])
+                for i in window
+            ]
+        )
+
+    def _weight(self, run: _Run, t: int, here: tuple[slice, slice]) -> np.ndarray:
+        good = self.normalisation.trusted(run.pixels[run.numbers[t]][here])
+        return (good & ~run.excluded[here]).astype(np.float32)

@@ -1,0 +1,494 @@
+"""Training on the movie itself: one readable loop.
+
+The network is trained to predict the noisy centre frame from what its hole leaves visible
+(paper, Eqs. 2 and 3): with noise that is independent across the hole, the best it can learn is the
+picture. Every random choice is drawn from ``(seed, step)``, so that a resumed run equals an
+uninterrupted one, bit for bit on one CPU machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .compute import autocast
+from .doctor import Health
+from .errors import ShineError
+from .movie import Movie
+from .network import Hole, NetworkConfig, build
+from .patches import Batch, Normalisation, PatchPool, Timeline
+
+__all__ = ["PRESETS", "Progress", "TrainedState", "TrainingSettings", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The recipe.
+
+    Attributes
+    ----------
+    steps
+        Optimiser steps; None to fix them from the measured speed and the time given.
+    epochs
+        Used where ``steps`` and the time are both None: passes over the movie's frames.
+    batch, crop
+        Samples per step and their width in pixels.
+    optimiser, learning_rate, warmup
+        "adam" or "radam"; peak rate; fraction of the steps spent warming up. Cosine to 0.
+    average
+        Half-life of the running average of the weights, as a fraction of the steps (0: none).
+    holes
+        Holes to draw from, one per step.
+    hole
+        The hole that the validation loss is measured with.
+    turn
+        Augment with 90° rotations (needs square holes); mirrors and 180° are always used.
+    reverse, one_sided
+        See `PatchPool.batch`.
+    blinded_lags
+        See `Timeline`.
+    validation_frames
+        Frames held out, whose loss picks the best model.
+    validate_every
+        Steps between two validations, as a fraction of all.
+    """
+
+    preset: str = "lean"
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int = 2
+    crop: int = 128
+    optimiser: str = "adam"
+    learning_rate: float = 3e-3
+    warmup: float = 0.05
+    average: float = 0.02
+    holes: tuple[Hole, ...] = ((3, 3),)
+    hole: Hole = (3, 3)
+    turn: bool = True
+    reverse: bool = True
+    one_sided: float = 0.15
+    blinded_lags: tuple[int, ...] = ()
+    validation_frames: int = 2
+    validate_every: float = 0.05
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint header."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
+        """Rebuild what `to_dict` gave."""
+        holes = tuple((int(m), int(n)) for m, n in values["holes"])
+        lags = tuple(int(k) for k in values["blinded_lags"])
+        hole = (int(values["hole"][0]), int(values["hole"][1]))
+        return cls(**{**values, "holes": holes, "hole": hole, "blinded_lags": lags})
+
+
+PRESETS: dict[str, TrainingSettings] = {
+    "lean": TrainingSettings(),
+    # Materials and Methods, "Training details".
+    "paper": TrainingSettings(
+        preset="paper", epochs=2000, batch=16, crop=256, optimiser="radam", learning_rate=1e-3,
+        average=0.0, reverse=False, one_sided=0.0,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display needs to know after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    validation: float | None
+    seconds_left: float
+
+
+@dataclass
+class TrainedState:
+    """A network's weights in training: what a checkpoint keeps, and what resuming needs.
+
+    ``best`` is the model to use: the (averaged) weights with the lowest validation loss.
+    """
+
+    config: NetworkConfig
+    settings: TrainingSettings
+    best: dict[str, Tensor]
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    validation_loss: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str = "all steps done"
+    current: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train(
+    movie: Movie,
+    health: Health,
+    config: NetworkConfig,
+    settings: TrainingSettings,
+    *,
+    normalisation: Normalisation | None = None,
+    seconds: float | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    resume: TrainedState | None = None,
+    start_from: dict[str, Tensor] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainedState:
+    """Train a network on a movie and return its state.
+
+    Parameters
+    ----------
+    movie, health
+        The movie and its input check.
+    config, settings
+        The network and the recipe.
+    seconds
+        Wall time that training may take: fixes the number of steps, early, from the measured
+        speed (unless ``settings.steps`` is given), and stops training when it is used up.
+    resume
+        The state of an interrupted run of the same settings, to be continued.
+    start_from
+        Weights to begin with (fine-tuning); None for fresh ones from the seed.
+    progress
+        Called after each step. A KeyboardInterrupt during training does not lose it: the state
+        so far is returned, with ``stopped`` saying "interrupted".
+
+    Raises
+    ------
+    ShineError
+        If there is nothing to train on, or the loss is not finite.
+    """
+    device = torch.device(device)
+    trainer = _Trainer(movie, health, config, settings, normalisation, device, precision)
+    return trainer.run(seconds=seconds, resume=resume, start_from=start_from, progress=progress)
+
+
+def hold_out(movie: Movie, health: Health, count: int) -> tuple[list[int], np.ndarray | None]:
+    """Choose what training never sees: ``count`` frames, or blocks of pixels in short movies.
+
+    Returns
+    -------
+    frames : list of int
+        Held-out frames, spread through the movie; empty where the movie has fewer than ten.
+    hidden : ndarray or None
+        ``(y, x)`` bool: in short movies, 16-pixel blocks covering a tenth of every frame.
+    """
+    targets = Timeline(len(movie), health).targets()
+    if len(targets) >= max(10, 4 * count):
+        picks = np.linspace(0, len(targets) - 1, count + 2)[1:-1].astype(int)
+        return [targets[i] for i in picks], None
+    rows, columns = (-(-n // 16) for n in movie.shape[1:])
+    blocks = np.random.default_rng(0).permutation(rows * columns).reshape(rows, columns)
+    chosen = blocks < max(1, rows * columns // 10)
+    hidden = np.kron(chosen, np.ones((16, 16), bool))[: movie.shape[1], : movie.shape[2]]
+    return [], hidden if not hidden.all() else None
+
+
+class _Trainer:
+    """The loop's fixed surroundings."""
+
+    def __init__(
+        self,
+        movie: Movie,
+        health: Health,
+        config: NetworkConfig,
+        settings: TrainingSettings,
+        normalisation: Normalisation | None,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        if settings.turn and any(m != n for m, n in settings.holes):
+            settings = replace(settings, turn=False)  # an anisotropic hole must not be turned
+        self.config, self.settings = config, settings
+        self.device, self.precision = device, precision
+        frames, hidden = hold_out(movie, health, settings.validation_frames)
+        self.pool = PatchPool(
+            movie, health, normalisation or Normalisation.of(health), frames=config.frames,
+            blinded_lags=settings.blinded_lags, held_out=frames, hidden=hidden,
+            seed=settings.seed,
+        )  # fmt: skip
+        self.validation = self._validation_batches(movie, health, frames, hidden)
+        self.rate_memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
+
+    def _validation_batches(
+        self, movie: Movie, health: Health, frames: Sequence[int], hidden: np.ndarray | None
+    ) -> list[Batch]:
+        """Return fixed crops of what is held out."""
+        timeline, normalise = self.pool.timeline, self.pool.normalisation
+        bad = np.asarray(health.bad_pixels, bool)
+        targets = frames or timeline.targets()[:: max(1, len(timeline.targets()) // 4)][:4]
+        rng = np.random.default_rng([self.settings.seed, 3])
+        edge = 256
+        batches = []
+        for t in targets:
+            y0, x0 = (int(rng.integers(max(1, n - edge + 1))) for n in movie.shape[1:])
+            here = (slice(y0, y0 + edge), slice(x0, x0 + edge))
+            centre = movie.frame(t)
+            weight = normalise.trusted(centre) & ~bad
+            if hidden is not None:
+                weight &= hidden
+            window = [
+                np.zeros_like(bad[here], np.float32)
+                if i is None
+                else normalise.apply(movie.frame(i)[here], bad[here])
+                for i in timeline.window(t, self.config.frames)
+            ]
+            batches.append(Batch(np.stack(window)[None], weight[here][None].astype(np.float32)))
+        return [b for b in batches if b.weights.sum() > 0]
+
+    def run(
+        self,
+        *,
+        seconds: float | None,
+        resume: TrainedState | None,
+        start_from: dict[str, Tensor] | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> TrainedState:
+        started = time.monotonic()
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        network = build(self.config)
+        if start_from is not None:
+            network.load_state_dict(start_from)
+        if resume is not None:
+            network.load_state_dict(resume.current)
+        network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
+        named = dict(network.named_parameters())
+        optimiser = _optimiser(settings, named)
+        state = resume or TrainedState(self.config, settings, best=_copy(named))
+        if resume is not None:
+            settings = self.settings = state.settings
+            _load_optimiser(optimiser, named, state.optimiser, self.device)
+        before = state.seconds
+        average = {
+            k: v.to(self.device).clone() for k, v in (state.average or _copy(named)).items()
+        }
+        scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
+        steps = settings.steps or self._steps_from_epochs(seconds)
+        planner = _Planner(seconds, started, given=steps is not None)
+        recent: list[float] = []
+        broken = 0
+
+        def keep(step: int, stopped: str) -> TrainedState:
+            if step > state.step or not state.validation_loss:
+                self._judge(state, average or named, step)
+            state.step, state.stopped = step, stopped
+            state.seconds = before + time.monotonic() - started
+            state.current, state.average = _copy(named), _copy(average)
+            state.optimiser = _dump_optimiser(optimiser, named)
+            return state
+
+        step = state.step
+        with ThreadPoolExecutor(1, thread_name_prefix="patches") as loader:
+            coming = loader.submit(self._batch, step)
+            try:
+                while steps is None or step < steps:
+                    batch = coming.result()
+                    coming = loader.submit(self._batch, step + 1)
+                    # Until the speed is known, the rate warms up as in a run of 1000 steps.
+                    rate = _rate(settings, step, steps or 1000)
+                    for group in optimiser.param_groups:
+                        group["lr"] = rate
+                    loss = self._step(network, optimiser, scaler, batch, step)
+                    step += 1
+                    if not math.isfinite(loss):
+                        broken += 1
+                        if broken > 20:
+                            raise ShineError(
+                                "Training did not converge (the loss is not a finite number). "
+                                "Check the input with: shine info --check"
+                            )
+                        continue
+                    _update_average(average, named, step, settings, steps or 1000)
+                    recent.append(loss)
+                    if steps is None:
+                        steps = planner.steps(step)
+                        if steps is not None:
+                            state.settings = replace(settings, steps=steps)
+                    validation = None
+                    every = max(1, round(settings.validate_every * steps)) if steps else 0
+                    if every and (step % every == 0 or step == steps):
+                        state.train_loss.append((step, float(np.mean(recent))))
+                        recent.clear()
+                        validation = self._judge(state, average or named, step)
+                    state.step = step
+                    if progress is not None:
+                        progress(
+                            Progress(step, steps or 0, loss, validation, planner.left(step, steps))
+                        )
+                    if planner.out_of_time():
+                        return keep(step, "time used up")
+            except KeyboardInterrupt:
+                return keep(step, "interrupted")
+        return keep(step, "all steps done")
+
+    def _steps_from_epochs(self, seconds: float | None) -> int | None:
+        if seconds is not None:
+            return None
+        if self.settings.epochs is None:
+            raise ShineError("Give training a number of steps or a time.")
+        frames = len(self.pool.timeline.targets())
+        return max(1, math.ceil(self.settings.epochs * frames / self.settings.batch))
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        s = self.settings
+        batch = self.pool.batch(
+            step, size=s.batch, crop=s.crop, seed=s.seed, turn=s.turn, reverse=s.reverse,
+            one_sided=s.one_sided,
+        )  # fmt: skip
+        windows, weights = torch.from_numpy(batch.windows), torch.from_numpy(batch.weights)
+        if self.device.type == "cuda":
+            windows, weights = windows.pin_memory(), weights.pin_memory()
+        return windows, weights
+
+    def _step(
+        self,
+        network: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        batch: tuple[Tensor, Tensor],
+        step: int,
+    ) -> float:
+        windows, weights = (b.to(self.device, non_blocking=True) for b in batch)
+        windows = windows.contiguous(memory_format=self.rate_memory)
+        rng = np.random.default_rng([self.settings.seed, 2, step])
+        hole = self.settings.holes[int(rng.integers(len(self.settings.holes)))]
+        with autocast(self.device, self.precision):
+            predicted = network(windows, [hole])[0]
+        error = (predicted.float() - windows[:, self.config.centre]).square()
+        loss = (error * weights).sum() / weights.sum().clamp(min=1)
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        value = loss.item()
+        if math.isfinite(value):
+            scaler.step(optimiser)
+        scaler.update()
+        return value
+
+    @torch.inference_mode()
+    def _judge(self, state: TrainedState, weights: dict[str, Tensor], step: int) -> float:
+        """Measure the validation loss of ``weights`` and keep them where they are the best."""
+        network = build(self.config)
+        network.load_state_dict(weights)
+        network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
+        total = count = 0.0
+        for b in self.validation:
+            window = torch.from_numpy(b.windows).to(self.device)
+            weight = torch.from_numpy(b.weights).to(self.device)
+            with autocast(self.device, self.precision):
+                predicted = network(window, [self.settings.hole])[0]
+            error = (predicted.float() - window[:, self.config.centre]).square()
+            total += float((error * weight).sum())
+            count += float(weight.sum())
+        loss = total / count if count else math.nan
+        state.validation_loss.append((step, loss))
+        if not loss >= state.best_loss:  # also where nothing could be held out
+            state.best, state.best_step, state.best_loss = _copy(weights), step, loss
+        return loss
+
+
+class _Planner:
+    """Turns seconds into steps, once, from the speed of the first steps."""
+
+    warm, measured = 3, 8
+
+    def __init__(self, seconds: float | None, started: float, *, given: bool) -> None:
+        self.seconds, self.started, self.given = seconds, started, given
+        self.marks: list[float] = []
+
+    def steps(self, step: int) -> int | None:
+        """Return the number of steps that fit, or None while the speed is being measured."""
+        now = time.monotonic()
+        self.marks.append(now)
+        if len(self.marks) <= self.warm + self.measured or self.seconds is None:
+            return None
+        pace = float(np.median(np.diff(self.marks[self.warm :])))
+        left = self.seconds - (now - self.started)
+        # 6 % is kept for validation and for a machine that slows down.
+        return step + max(0, int(0.94 * left / pace))
+
+    def left(self, step: int, steps: int | None) -> float:
+        spent = time.monotonic() - self.started
+        if not steps:
+            return (self.seconds or 0.0) - spent
+        pace = spent / max(1, step)
+        return max(0.0, pace * (steps - step))
+
+    def out_of_time(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self.started > self.seconds
+
+
+def _rate(settings: TrainingSettings, step: int, steps: int) -> float:
+    warm = max(1.0, settings.warmup * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    done = (step - warm) / max(1.0, steps - warm)
+    return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _optimiser(
+    settings: TrainingSettings, named: dict[str, torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    if settings.optimiser == "radam":
+        return torch.optim.RAdam(named.values(), lr=settings.learning_rate, foreach=False)
+    return torch.optim.Adam(named.values(), lr=settings.learning_rate, fused=True)
+
+
+def _update_average(
+    average: dict[str, Tensor],
+    named: dict[str, torch.nn.Parameter],
+    step: int,
+    settings: TrainingSettings,
+    steps: int,
+) -> None:
+    half_life = settings.average * steps
+    decay = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
+    decay = min(decay, step / (step + 10))
+    with torch.no_grad():
+        targets = list(average.values())
+        torch._foreach_lerp_(targets, [p.detach() for p in named.values()], 1 - decay)
+
+
+def _copy(tensors: Any) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+
+def _dump_optimiser(
+    optimiser: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    """Flatten the optimiser's state to named tensors."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        for name, p in named.items()
+        for key, value in optimiser.state.get(p, {}).items()
+    }
+
+
+def _load_optimiser(
+    optimiser: torch.optim.Optimizer,
+    named: dict[str, torch.nn.Parameter],
+    flat: dict[str, Tensor],
+    device: torch.device,
+) -> None:
+    for path, value in flat.items():
+        name, key = path.rsplit("/", 1)
+        kept = value.clone() if key == "step" else value.to(device).clone()
+        optimiser.state[named[name]][key] = kept
