@@ -213,9 +213,9 @@ def noise_statistics(
     quiet = _quiet_tiles(spectra)
     level = np.maximum(_tile_levels(spectra), 1e-30)
     samples = spectra.samples(0 if single else 1, int(quiet.sum()))
-    spectrum = _white_floor(spectra, 1 / level * quiet, samples)
+    spectrum, sure = _white_floor(spectra, 1 / level * quiet, samples)
     fit = fit_correlation(
-        spectrum, window=spectra.window, usable=spectra.usable, radius=radius, samples=samples
+        spectrum, window=spectra.window, usable=spectra.usable & sure, radius=radius, samples=samples
     )
     variance = max(float(fit.covariance[radius, radius]), 1e-6)
     correlation = fit.covariance / variance
@@ -337,7 +337,7 @@ def _quiet_tiles(spectra: Spectra) -> np.ndarray:
     return kept
 
 
-def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> np.ndarray:
+def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the spectrum of what changes at once, the picture's own change extrapolated away.
 
     The change D_k over k frames is noise plus picture. The picture's part grows with k, as a power
@@ -345,13 +345,13 @@ def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> np.nd
     D_4 settle which, and how much of D_1 is picture.
     """
     if not spectra.pairs[1]:
-        return np.average(spectra.power, axis=0, weights=weights)
+        return np.average(spectra.power, axis=0, weights=weights), spectra.usable
     change = [np.average(c, axis=0, weights=weights) for c in spectra.change]
     first = change[0]
     if spectra.pairs[4] < 2:
         if spectra.pairs[2] < 2:
-            return first
-        return np.clip((4 * first - change[1]) / 3, 0.2 * first, first * 1.2)
+            return first, spectra.usable
+        return np.clip((4 * first - change[1]) / 3, 0.2 * first, first * 1.2), spectra.usable
     from scipy import ndimage
 
     def smooth(values: np.ndarray) -> np.ndarray:
@@ -363,7 +363,7 @@ def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> np.nd
     lasting = (np.sqrt(1 + 4 * growth) - 1) / 2
     picture = near / np.where(growth >= 2, growth - 1, lasting)
     picture = np.where(near > 2 * error, picture, 0.0)
-    return np.maximum(first - picture, 0.1 * first)
+    return first - picture, picture < 0.4 * first
 
 
 def _raw_correlation(frame: np.ndarray, radius: int, bad_pixels: np.ndarray | None) -> np.ndarray:

@@ -85,7 +85,7 @@ class Spectra:
         """``(fy, fx)``: frequencies free of the tile's own mean (flicker, slow gradients)."""
         fy, fx = self.frequencies
         height, width = self.tile_shape
-        return (np.abs(fy) * height > 2.5) | (np.abs(fx) * width > 2.5)
+        return (np.abs(fy) * height > 1.5) | (np.abs(fx) * width > 1.5)
 
     def samples(self, lag: int, tiles: int) -> float:
         """Return the independent samples behind a bin of |X|² (lag 0) or change k, over `tiles`."""
@@ -220,14 +220,14 @@ def fit_correlation(
     usable: np.ndarray,
     radius: int,
     samples: float,
-    reject: bool = True,
 ) -> CorrelationFit:
     """Fit the covariance of noise to a power spectrum in which some frequencies hold picture.
 
-    Noise whose correlation ends within `radius` has the spectrum Σ_r C(r) w(r) cos(2π f·r), with w
-    the taper's own correlation; this is fitted by weighted least squares. The picture only ever
-    adds power, so frequencies that stand significantly above the fit are dropped, and the fit is
-    repeated until none does.
+    Noise whose correlation ends within r pixels has the spectrum Σ_r C(r) w(r) cos(2π f·r), with w
+    the taper's own correlation: the shorter the correlation, the smoother the spectrum. The
+    picture only ever adds power. So ever less smooth spectra are fitted from below, each with the
+    frequencies dropped that stand above it, until one explains most of the plane and overshoots
+    nowhere. What it leaves is the picture; all offsets are then fitted to the rest.
 
     Parameters
     ----------
@@ -241,52 +241,71 @@ def fit_correlation(
         Largest offset R, px.
     samples
         Independent samples behind each frequency bin; sets the statistical error.
-    reject
-        False keeps every usable frequency.
     """
-    from scipy import ndimage
-
-    height, width = spectrum.shape
+    relative = max(1 / np.sqrt(samples), 1e-3)
+    level = max(float(np.mean(spectrum[usable])), 1e-30)
+    best, kept = -1.0, usable
+    for short in [r for r in (0, 1, 2, 3, 4, 6, 8, 12) if r < radius] + [radius]:
+        basis = _basis(window, short)
+        trial = usable
+        for _ in range(25):
+            model, half, solve = _least_squares(spectrum, basis, trial, relative, None)
+            misfit = (spectrum - model) / _tolerance(model, relative)
+            limit = max(4.0, 0.4 * float(misfit[usable].max()))
+            new = usable & (misfit < limit)
+            if new.sum() < 0.2 * usable.sum():
+                break
+            if limit == 4.0 and np.array_equal(new, trial):
+                break
+            trial = new
+        share = float(trial.sum() / usable.sum())
+        below = float((misfit[usable] < -4).mean())
+        score = share - 10 * below
+        if score > best + 0.03:
+            best, kept = score, trial
+        if share > 0.6 and below < 0.002:
+            kept = trial
+            break
     basis = _basis(window, radius)
-    relative = 1 / np.sqrt(samples)
-    level = float(np.median(spectrum[usable])) or 1.0
-    # First guess: peaks capped at what lies around them, so that none of them bends the first fit.
-    around = ndimage.median_filter(spectrum, size=(min(9, height), min(9, width)), mode="wrap")
-    data = np.minimum(spectrum, around * (1 + 2 * relative))
-    data = np.where(usable, data, around)
-    kept = usable.copy()
-    model = np.maximum(around, 0.05 * level)
-    # Far offsets are rarely correlated: a weak prior settles what dropped frequencies leave open.
+    # Far offsets are rarely correlated: a weak prior settles what the dropped frequencies leave open.
     dy, dx = _half_plane(radius)
-    prior = level * 0.25 * np.exp(-np.hypot(dy, dx) / 4)
-    prior[0] = 10 * level
-    steps = 8 if reject else 2
-    for step in range(steps):
-        spread = (model + 0.2 * level) * max(relative, 1e-3)
-        weight = np.where(kept, 1 / spread**2, 0).ravel()
-        # neighbouring bins of a tapered window are correlated
-        normal = (basis.T * (weight / _HANN_OVERLAP**2)) @ basis
-        normal[np.diag_indices_from(normal)] += 1 / prior**2
-        solve = np.linalg.solve(normal, basis.T * (weight / _HANN_OVERLAP**2))
-        half = solve @ data.ravel()
-        model = np.maximum((basis @ half).reshape(height, width), 0.02 * level)
-        data = spectrum
-        if not reject or step == steps - 1:
-            break
-        high = (spectrum - model) / (model * relative + 0.02 * (model + 0.2 * level)) > 4
-        high = usable & (high | high[_minus(height)][:, _minus(width)])
-        # the taper smears a peak into the bins beside it
-        near = ndimage.binary_dilation(np.pad(high, 1, mode="wrap"), np.ones((3, 3)))[1:-1, 1:-1]
-        trial = usable & ~near
-        if trial.sum() < 0.4 * usable.sum():
-            excess = np.where(usable, spectrum / model, np.inf)
-            trial = usable & (excess <= np.quantile(excess[usable], 0.4))
-        if step and np.array_equal(trial, kept):
-            break
-        kept = trial
-    noise = (solve * (model * relative * _HANN_OVERLAP).ravel()) * 1.0
+    prior = 0.3 * np.exp(-np.hypot(dy, dx) / 4)
+    prior[0] = 10
+    for _ in range(3):
+        model, half, solve = _least_squares(spectrum, basis, kept, relative, prior)
+        misfit = (spectrum - model) / _tolerance(model, relative)
+        kept = kept & (misfit < 4) if (kept & (misfit < 4)).sum() > 0.2 * usable.sum() else kept
+    noise = solve * (np.maximum(model, 0.05 * level) * relative * _HANN_OVERLAP).ravel()
     error = np.sqrt((noise**2).sum(axis=1))
     return CorrelationFit(_mirrored(half, radius), _mirrored(error, radius), kept, solve, model)
+
+
+def _least_squares(
+    spectrum: np.ndarray,
+    basis: np.ndarray,
+    kept: np.ndarray,
+    relative: float,
+    prior: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the fitted spectrum, its covariances, and the linear map between spectrum and them."""
+    level = max(float(np.mean(spectrum[kept])), 1e-30)
+    model = np.full(spectrum.shape, level)
+    for _ in range(2):
+        weight = np.where(kept, 1 / (np.maximum(model, 0) + 0.3 * level) ** 2, 0).ravel()
+        weight /= (relative * _HANN_OVERLAP) ** 2
+        right = basis.T * weight
+        normal = right @ basis
+        penalty = 1e-9 * np.diag(normal).mean() if prior is None else 1 / (prior * level) ** 2
+        normal[np.diag_indices_from(normal)] += penalty
+        solve = np.linalg.solve(normal, right)
+        half = solve @ spectrum.ravel()
+        model = (basis @ half).reshape(spectrum.shape)
+    return model, half, solve
+
+
+def _tolerance(model: np.ndarray, relative: float) -> np.ndarray:
+    level = max(float(model.mean()), 1e-30)
+    return (relative + 0.01) * np.maximum(model, 0) + 0.01 * level
 
 
 def lower_cluster(
