@@ -40,8 +40,6 @@ class Model:
         Weights, recipe, losses, and what resuming needs.
     normalisation
         Of the movie it was trained on.
-    hole
-        The blind spot recommended for that movie, rows × columns.
     holes
         The holes whose predictions are averaged (the ensemble); all at least as large as `hole`.
     offset
@@ -49,25 +47,31 @@ class Model:
         so that intensities are not biased.
     noise
         The movie's noise statistics, as `NoiseStatistics.to_dict` gives them.
-    blinded_lags
-        Frame lags whose neighbours are blinded (see `NoiseStatistics.blinded_lags`).
     provenance
         Versions, seed, input file and hash.
     """
 
     state: TrainedState
     normalisation: Normalisation
-    hole: Hole
     holes: tuple[Hole, ...]
     offset: float = 0.0
     noise: dict[str, Any] = field(default_factory=dict)
-    blinded_lags: tuple[int, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> NetworkConfig:
         """The network's layout."""
         return self.state.config
+
+    @property
+    def hole(self) -> Hole:
+        """The blind spot it was made for, rows × columns."""
+        return self.state.settings.hole
+
+    @property
+    def blinded_lags(self) -> tuple[int, ...]:
+        """Frame lags whose neighbours are blinded (see `NoiseStatistics.blinded_lags`)."""
+        return self.state.settings.blinded_lags
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the checkpoint whole, or not at all.
@@ -97,8 +101,7 @@ class Model:
                 "seconds": s.seconds, "stopped": s.stopped,
             },
             "normalisation": self.normalisation.to_dict(),
-            "hole": self.hole, "holes": self.holes, "offset": self.offset,
-            "noise": self.noise, "blinded_lags": self.blinded_lags,
+            "holes": self.holes, "offset": self.offset, "noise": self.noise,
             "provenance": self.provenance,
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
@@ -172,15 +175,10 @@ class Model:
             average=groups.get("average", {}), optimiser=groups.get("optimiser", {}),
         )  # fmt: skip
         return cls(
-            state, Normalisation.from_dict(header["normalisation"]), _hole(header["hole"]),
-            tuple(_hole(h) for h in header["holes"]), float(header["offset"]), header["noise"],
-            tuple(header["blinded_lags"]), header["provenance"],
+            state, Normalisation.from_dict(header["normalisation"]),
+            tuple((int(m), int(n)) for m, n in header["holes"]), float(header["offset"]),
+            header["noise"], header["provenance"],
         )  # fmt: skip
-
-
-def _hole(values: Any) -> Hole:
-    m, n = values
-    return int(m), int(n)
 
 
 def _finite(value: float) -> float | None:

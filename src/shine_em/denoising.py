@@ -1,0 +1,185 @@
+"""Running a trained network over a movie: windows, tiles with a halo, the hole ensemble."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import Model
+from .compute import autocast
+from .doctor import Health
+from .movie import Movie
+from .network import Hole, build
+from .patches import Timeline, Window
+
+__all__ = ["Denoiser", "mean_tolerance", "tiles"]
+
+# Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
+# channels at full resolution) under 2 GB.
+_TILE = {"lean": 1024, "paper": 512}
+
+
+def tiles(size: int, edge: int, halo: int, stride: int) -> list[tuple[slice, slice]]:
+    """Cut one axis into tiles with a halo, aligned to the network's pooling grid.
+
+    Parameters
+    ----------
+    size
+        Pixels along the axis.
+    edge
+        Widest tile, halo included; raised where the halo leaves too little inside it.
+    halo, stride
+        Of the network.
+
+    Returns
+    -------
+    list of (slice, slice)
+        For each tile: the pixels to read, and the pixels to keep of them, both in the frame's
+        coordinates. The kept ones cover the axis once.
+    """
+    if size <= edge:
+        return [(slice(0, size), slice(0, size))]
+    inner = max((edge - 2 * halo) // stride, 8) * stride
+    return [
+        (slice(max(0, start - halo), min(size, start + inner + halo)),
+         slice(start, min(size, start + inner)))
+        for start in range(0, size, inner)
+    ]  # fmt: skip
+
+
+class Denoiser:
+    """A model, ready to denoise the frames of a movie.
+
+    Parameters
+    ----------
+    model
+        The trained model.
+    device, precision
+        Where and how to compute.
+    holes
+        The holes to average over; the model's by default.
+    tile
+        Widest tile in pixels, halo included; None for a width that fits a laptop's memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        holes: Sequence[Hole] | None = None,
+        tile: int | None = None,
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.precision = precision
+        self.holes = list(holes or model.holes)
+        self.tile = tile or _TILE[model.config.kind]
+        network = build(model.config)
+        network.load_state_dict(model.state.best)
+        self.memory = (
+            torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        )
+        self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def predict(self, windows: np.ndarray) -> np.ndarray:
+        """Denoise normalised windows.
+
+        Parameters
+        ----------
+        windows
+            ``(b, frames, h, w)`` float32, normalised.
+
+        Returns
+        -------
+        ndarray
+            ``(b, h, w)`` float32, normalised: the mean over the holes.
+        """
+        b, _, height, width = windows.shape
+        out = np.empty((b, height, width), np.float32)
+        halo = max(self.network.halo(h) for h in self.holes)
+        whole = torch.from_numpy(np.ascontiguousarray(windows))
+        for read_y, keep_y in tiles(height, self.tile, halo, self.network.stride):
+            for read_x, keep_x in tiles(width, self.tile, halo, self.network.stride):
+                part = whole[:, :, read_y, read_x].to(self.device)
+                mean = self._mean_over_holes(part.contiguous(memory_format=self.memory))
+                inner_y = slice(keep_y.start - read_y.start, keep_y.stop - read_y.start)
+                inner_x = slice(keep_x.start - read_x.start, keep_x.stop - read_x.start)
+                out[:, keep_y, keep_x] = mean[:, inner_y, inner_x].cpu().numpy()
+        return out
+
+    def _mean_over_holes(self, window: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            predicted = self.network(window, self.holes)
+        return predicted.float().mean(0) + self.model.offset
+
+    def stream(
+        self,
+        movie: Movie,
+        health: Health,
+        *,
+        frames: Sequence[int] | None = None,
+        halves: bool = False,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Denoise frames one by one; memory does not grow with the movie's length.
+
+        Parameters
+        ----------
+        movie, health
+            The movie and its input check.
+        frames
+            Which frames, in this order; all by default.
+        halves
+            Use only neighbours that are as even or odd as the frame itself, so that an even and
+            an odd frame share nothing.
+
+        Yields
+        ------
+        t, raw, denoised
+            Frame number, the raw frame in its own type, and the denoised one (float32), both
+            ``(y, x)`` in the movie's units.
+        """
+        model = self.model
+        timeline = Timeline(len(movie), health, model.blinded_lags)
+        pick = timeline.half_window if halves else timeline.window
+        cache = _FrameCache(movie, health, model, keep=2 * model.config.frames + 2)
+        empty = np.zeros(movie.shape[1:], np.float32)
+        wanted = range(len(movie)) if frames is None else frames
+        batch = 8 if self.device.type == "cuda" else 1
+        for start in range(0, len(wanted), batch):
+            ts = [int(t) for t in wanted[start : start + batch]]
+            picked: list[Window] = [pick(t, model.config.frames) for t in ts]
+            stacks = np.stack(
+                [[empty if i is None else cache[i][1] for i in window] for window in picked]
+            )
+            for t, x in zip(ts, self.predict(stacks), strict=True):
+                yield t, cache[t][0], model.normalisation.invert(x)
+
+
+class _FrameCache:
+    """The last few frames, raw and normalised."""
+
+    def __init__(self, movie: Movie, health: Health, model: Model, *, keep: int) -> None:
+        self.movie, self.model, self.keep = movie, model, keep
+        self.bad = np.asarray(health.bad_pixels, bool)
+        self.held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def __getitem__(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        if t not in self.held:
+            raw = self.movie.frame(t)
+            self.held[t] = raw, self.model.normalisation.apply(raw, self.bad)
+            while len(self.held) > self.keep:
+                self.held.popitem(last=False)
+        self.held.move_to_end(t)
+        return self.held[t]
+
+
+def mean_tolerance(mean: float, sigma: float) -> float:
+    """Return how far a denoised frame's mean may lie from the raw one's: 0.5 % or 0.02 σ."""
+    return max(0.005 * abs(mean), 0.02 * sigma)
