@@ -9,6 +9,7 @@ from typing import Any
 
 from ..movie import Axis, Movie
 from .raw import human_size
+from .units import TIMES
 
 __all__ = ["describe"]
 
@@ -42,6 +43,7 @@ def describe(movie: Movie) -> dict[str, str]:
     n, height, width = movie.shape
     t, y, x = movie.axes
     size = n * height * width * movie.dtype.itemsize
+    is_time = t.unit in TIMES
     told = {
         "name": movie.name,
         "format": str(movie.metadata.get("format", "array")),
@@ -50,8 +52,8 @@ def describe(movie: Movie) -> dict[str, str]:
         "dtype": str(movie.dtype),
         "pixel size": _pixel_size(y, x),
         "field of view": _field(y, x, height, width),
-        "frame time": _with_unit(abs(t.scale), t.unit) if t.unit else "not calibrated",
-        "duration": _with_unit(n * abs(t.scale), t.unit) if t.unit else "unknown",
+        "frame time": _with_unit(abs(t.scale), t.unit) if is_time else "not calibrated",
+        "duration": _with_unit(n * abs(t.scale), t.unit) if is_time else "unknown",
         "dose": (
             f"{movie.dose_e_per_A2:.4g} e⁻/Å² per frame, {n * movie.dose_e_per_A2:.4g} e⁻/Å² in all"
             if movie.dose_e_per_A2 is not None

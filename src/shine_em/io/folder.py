@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ShineError
-from ..movie import LazyFrames, Movie
+from ..movie import Frames, LazyFrames, Movie
 
 __all__ = ["is_pattern", "join_frames", "matching_files", "natural_key"]
+
+
+_REMEMBERED = 4096
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -42,11 +45,11 @@ def matching_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         if not files:
             raise ShineError(f"{path}: no file matches this pattern.")
         return sorted(files, key=natural_key)
-    files = [
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
-    ]
+    # Frames in the folder itself come first; only where there are none are its folders searched.
+    for found_here in (path.iterdir(), path.rglob("*")):
+        files = [file for file in found_here if _is_frame(file, suffixes)]
+        if files:
+            break
     if not files:
         raise ShineError(
             f"{path}: the folder holds no frames (looked for {', '.join(sorted(suffixes))})."
@@ -59,6 +62,11 @@ def matching_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
             f"pattern, for example '{path}/*{kinds.most_common(1)[0][0]}'."
         )
     return sorted(files, key=lambda file: natural_key(file.relative_to(path)))
+
+
+def _is_frame(file: Path, suffixes: Sequence[str]) -> bool:
+    # Names with a leading dot are those of half-written files and of other systems' litter.
+    return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
 
 
 def join_frames(path: Path, files: Sequence[Path], read_one: Callable[[Path], Movie]) -> Movie:
@@ -93,9 +101,17 @@ def join_frames(path: Path, files: Sequence[Path], read_one: Callable[[Path], Mo
         if file.stat().st_size != size:
             _check(file, read_one(file), files[0], expected)
 
+    kept: dict[int, Frames] = {}
+
     def read_frame(i: int) -> np.ndarray:
+        if i in kept:
+            return np.asarray(kept[i][0])
         movie = read_one(files[i])
         _check(files[i], movie, files[0], expected)
+        # Parsing a header can cost more than reading a frame, so remember some; but not those of
+        # HDF5 and zarr, which hold their files open.
+        if len(kept) < _REMEMBERED and files[i].suffix.lower() not in (".emd", ".hspy"):
+            kept[i] = movie.data
         return movie.frame(0)
 
     name = path.parent.name if is_pattern(path) else path.name

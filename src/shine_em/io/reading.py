@@ -10,13 +10,14 @@ from .arrays import is_zarr, read_npy, read_zarr
 from .folder import is_pattern, join_frames, matching_files
 from .mrc import read_mrc
 from .rosetta import READERS, read_vendor
+from .ser import read_emi, read_ser
 from .tiff import read_tiff
 
 __all__ = ["READABLE", "read"]
 
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 _MRC = (".mrc", ".mrcs", ".st", ".rec", ".ali")
-READABLE = (*_TIFF, *_MRC, ".npy", ".zarr", *READERS)
+READABLE = (*_TIFF, *_MRC, ".npy", ".zarr", *READERS, ".ser", ".emi")
 
 
 def read(path: str | Path, *, signal: str | int | None = None, signed: bool | None = None) -> Movie:
@@ -25,7 +26,7 @@ def read(path: str | Path, *, signal: str | int | None = None, signed: bool | No
     Parameters
     ----------
     path
-        A file (TIFF, MRC, npy, zarr; dm3/dm4, emd, ser/emi and hspy with the extra ``formats``),
+        A file (TIFF, MRC, npy, zarr, ser/emi; dm3/dm4, emd and hspy with the extra ``formats``),
         a folder of single frames (nested ones such as ``Hour_00/Minute_00/Second_00`` too), or a
         pattern such as ``"run1/*.tif"``; frames are put in natural order, 2 before 10.
     signal
@@ -73,10 +74,12 @@ def _read_file(path: Path, signal: str | int | None, signed: bool | None) -> Mov
         return read_zarr(path, signal=signal)
     if suffix in _TIFF:
         return read_tiff(path, signal=signal)
-    if suffix == ".npy":
+    if suffix == ".emi":
+        return read_emi(path, signal=signal)
+    if suffix in (".npy", ".ser"):
         if signal is not None:
-            raise ShineError(f"{path}: a .npy file holds one signal; leave --signal out.")
-        return read_npy(path)
+            raise ShineError(f"{path}: a {suffix} file holds one signal; leave --signal out.")
+        return read_npy(path) if suffix == ".npy" else read_ser(path)
     if suffix in READERS:
         return read_vendor(path, signal=signal)
     raise ShineError(

@@ -1,10 +1,12 @@
-"""Microscope vendors' formats, read by RosettaSciIO: dm3, dm4, emd, ser/emi, hspy."""
+"""Microscope vendors' formats, read by RosettaSciIO: dm3, dm4, emd, hspy."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ..movie import Axis, LazyFrames, Movie
 from .arrays import array_frames
 from .layout import Layout
 from .raw import raw_frames, require_file
-from .units import axis, clean_unit, plain
+from .units import TIMES, axis, clean_unit, plain
 
 __all__ = ["READERS", "read_vendor", "rosettasciio"]
 
@@ -23,8 +25,6 @@ READERS = {
     ".dm3": "digitalmicrograph",
     ".dm4": "digitalmicrograph",
     ".emd": "emd",
-    ".ser": "tia",
-    ".emi": "tia",
     ".hspy": "hspy",
 }
 _ENERGY = {"eV", "keV", "meV"}
@@ -141,23 +141,20 @@ def _choose(
 
 
 def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
-    data = found["data"]
     original = found.get("original_metadata", {})
     axes = [_axis(one) for one in found["axes"]]
+    data = found["data"]
+    order, (t, y, x) = _order(axes)
     own = found["metadata"].get("shine_em", {})
-    history = str(own.get("history", "")).splitlines()
+    notes = [note] if note else []
     if data.ndim == 2:
-        axes = [Axis("t"), *axes]
-        note = note or "the file holds a single image"
-    first = str(found["axes"][0].get("name") or "")
-    if data.ndim == 3 and axes[0].unit not in (None, "s", "ms", "µs", "min", "h"):
-        note = (note + "; " if note else "") + f"the frames are steps of {first} ({axes[0].unit})"
-    t, y, x = axes
+        notes.append("the file holds a single image")
+    elif t.unit is not None and t.unit not in TIMES:
+        notes.append(f"the frames are steps of {t.name or 'an axis'} in {t.unit}, not of time")
     dose = own.get("dose_e_per_A2")
     return Movie(
-        _frames(path, found),
-        axes=(Axis("t", t.unit, t.scale, t.offset), Axis("y", y.unit, y.scale, y.offset),
-              Axis("x", x.unit, x.scale, x.offset)),
+        _frames(path, data, order, original),
+        axes=(replace(t, name="t"), replace(y, name="y"), replace(x, name="x")),
         dose_e_per_A2=None if dose is None else float(dose),
         intensity_unit=own.get("intensity_unit") or _intensity_unit(original),
         name=path.stem,
@@ -167,8 +164,27 @@ def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
             **plain(found["metadata"]),
             "original": plain(original),
         },
-        history=tuple([*history, note] if note else history),
-    )  # fmt: skip
+        history=(*str(own.get("history", "")).splitlines(), *notes),
+    )
+
+
+def _order(axes: list[Axis]) -> tuple[tuple[int, ...], tuple[Axis, Axis, Axis]]:
+    """Return which of the data's axes are t, y and x (or y and x), and those axes.
+
+    Some programs write EMD files with time last. Where an axis says by its unit or name that it
+    is time, it is believed; the two others then keep their order, or the order of their names.
+    """
+    if len(axes) == 2:
+        return (0, 1), (Axis("t"), axes[0], axes[1])
+    names = [one.name.lower().removeprefix("r_") for one in axes]
+    is_time = [
+        one.unit in TIMES or name in ("t", "time") for one, name in zip(axes, names, strict=True)
+    ]
+    t = is_time.index(True) if is_time.count(True) == 1 else 0
+    y, x = (i for i in range(3) if i != t)
+    if t == 2 and (names[y], names[x]) != ("y", "x"):
+        y, x = x, y  # the whole array is stored with its axes reversed: x, y, t
+    return (t, y, x), (axes[t], axes[y], axes[x])
 
 
 def _axis(found: Mapping[str, Any]) -> Axis:
@@ -190,36 +206,83 @@ def _intensity_unit(original: Mapping[str, Any]) -> str | None:
     return unit if (scale, origin) == (1.0, 0.0) else "counts"
 
 
-def _frames(path: Path, found: dict[str, Any]) -> LazyFrames:
-    data = found["data"]
-    shape = tuple(int(n) for n in data.shape)
+def _frames(
+    path: Path, data: Any, order: tuple[int, ...], original: Mapping[str, Any]
+) -> LazyFrames:
+    shape = tuple(int(data.shape[i]) for i in order)
     layout = Layout(shape[0], 0, (0,)) if len(shape) == 3 else Layout(1, None, ())
     if path.suffix.lower() in (".dm3", ".dm4"):
-        place = _gatan_place(found)
-        if place is not None:
+        place = _gatan_place(data, original)
+        if place is not None and order == tuple(range(len(order))):
             return raw_frames(path, place[1], (layout.n_frames, shape[-2], shape[-1]), place[0])
-    return array_frames(_Dask(data), layout, depth_of=data.chunksize)
+    stored = _hdf5_dataset(data)
+    if stored is not None:
+        dataset, axes_of = stored
+        in_file = tuple(axes_of[i] for i in order)
+        depth = tuple(dataset.chunks[i] for i in in_file) if dataset.chunks else None
+        return array_frames(_Reordered(dataset, in_file), layout, depth_of=depth)
+    chunks = tuple(data.chunksize[i] for i in order)
+    return array_frames(_Reordered(data, order), layout, depth_of=chunks)
 
 
-def _gatan_place(found: Mapping[str, Any]) -> tuple[int, np.dtype[Any]] | None:
+def _hdf5_dataset(data: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """Return the HDF5 data set behind a dask array, and which of its axes the array's axes are.
+
+    Reading a frame through the transposed dask array costs whole chunks, hundreds of times the
+    frame itself; the data set gives the frame alone.
+    """
+    import h5py
+
+    held = {
+        id(value): value
+        for task in dict(data.dask).values()
+        for value in (task, getattr(task, "value", None))
+        if isinstance(value, h5py.Dataset)
+    }
+    if len(held) != 1:
+        return None
+    (dataset,) = held.values()
+    if dataset.ndim != data.ndim:
+        return None
+    straight = tuple(range(data.ndim))
+    if dataset.name.startswith("/Experiments/"):  # hspy
+        axes_of = straight
+    elif dataset.name.startswith("/Data/Image/"):  # Velox: y, x, t
+        axes_of = (2, 0, 1) if data.ndim == 3 else straight
+    else:  # NCEM: reversed, but for the dialect that counts its dimensions from 0
+        axes_of = straight if "dim0" in dataset.parent else straight[::-1]
+    return (dataset, axes_of) if data.shape == tuple(dataset.shape[i] for i in axes_of) else None
+
+
+def _gatan_place(data: Any, original: Mapping[str, Any]) -> tuple[int, np.dtype[Any]] | None:
     """Return where a dm3/dm4 file's pixels begin and their type, or None if it does not say."""
-    dtype = np.dtype(found["data"].dtype)
+    dtype = np.dtype(data.dtype)
     try:
-        held = found["original_metadata"]["ImageList"]["TagGroup0"]["ImageData"]["Data"]
+        held = original["ImageList"]["TagGroup0"]["ImageData"]["Data"]
         offset, n_bytes = int(held["offset"]), int(held["size_bytes"])
         order = {"little": "<", "big": ">"}[held["endian"]]
     except (KeyError, TypeError, ValueError):
         return None
-    if n_bytes != int(np.prod(found["data"].shape)) * dtype.itemsize:
+    if n_bytes != math.prod(data.shape) * dtype.itemsize:
         return None
     return offset, dtype.newbyteorder(order)
 
 
-class _Dask:
-    """A dask array whose slices come out computed, in the calling thread."""
+class _Reordered:
+    """An array-like seen as ``(t, y, x)`` or ``(y, x)``; its slices come out as numpy arrays."""
 
-    def __init__(self, data: Any) -> None:
-        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+    def __init__(self, data: Any, order: tuple[int, ...]) -> None:
+        self._data, self._order = data, order
+        self.shape, self.dtype = tuple(int(data.shape[i]) for i in order), np.dtype(data.dtype)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.asarray(self._data[index].compute(scheduler="synchronous"))
+    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+        where: list[Any] = [slice(None)] * len(self._order)
+        for axis_of, picked in zip(self._order, index, strict=False):
+            where[axis_of] = picked
+        found = self._data[tuple(where)]
+        if hasattr(found, "compute"):
+            found = found.compute(scheduler="synchronous")
+        # A number as an index removes its axis: what is left is ordered as the rest was.
+        left = [i for i, picked in zip(self._order, (*index, *[slice(None)] * 3), strict=False)
+                if isinstance(picked, slice)]  # fmt: skip
+        return np.asarray(found).transpose([sorted(left).index(i) for i in left])

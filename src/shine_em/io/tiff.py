@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,35 +44,33 @@ def read_tiff(path: Path, *, signal: str | int | None = None) -> Movie:
     import tifffile
 
     require_file(path)
-    with _problems(path) as problems:
+    with _problems():
         try:
             tif = tifffile.TiffFile(path)
         except tifffile.TiffFileError as error:
             raise ShineError(f"{path}: not a TIFF file ({error}).") from None
-    keep_open = False
+        except Exception as error:
+            raise ShineError(f"{path}: a damaged or truncated TIFF file ({error}).") from None
     try:
-        with _problems(path) as problems:
+        with _problems() as problems:
             try:
                 series, channel, note = _choose_series(path, tif, signal)
                 layout = as_frames(path, series.shape, series.axes, channel)
-                data, keep_open = _frames(path, tif, series, layout)
+                data = _frames(path, tif, series, layout)
                 axes, more = _calibration(tif, series)
             except (ShineError, MemoryError):
                 raise
             except Exception as error:
                 raise ShineError(f"{path}: a damaged TIFF file ({error}).") from None
         _refuse_truncated(path, tif, series, problems)
-        if keep_open:
-            weakref.finalize(data, tif.close)
     finally:
-        if not keep_open:
-            tif.close()
+        tif.close()
     history = [*more.pop("history", ()), *(text for text in (note, layout.note) if text)]
     return Movie(data, axes=axes, name=path.stem, source=path, history=tuple(history), **more)
 
 
 @contextmanager
-def _problems(path: Path) -> Iterator[list[str]]:
+def _problems() -> Iterator[list[str]]:
     """Collect what tifffile only logs: it reads what it can of a damaged file and goes on."""
     found: list[str] = []
 
@@ -120,8 +117,7 @@ def _choose_series(
     return chosen[0], None, f"read series {series.index(chosen[0])} of {listing}"
 
 
-def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> tuple[LazyFrames, bool]:
-    """Return the frames, and whether they need the file to stay open."""
+def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> LazyFrames:
     shape = (layout.n_frames, int(series.shape[-2]), int(series.shape[-1]))
     leading = series.shape[:-2]
     stored = np.dtype(series.dtype).newbyteorder(tif.byteorder)
@@ -131,24 +127,26 @@ def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> tuple[LazyFram
         for t in range(layout.n_frames)
     ]
     if series.dataoffset is not None:
-        return raw_frames(
-            path, stored, shape, [series.dataoffset + i * frame_bytes for i in which]
-        ), False
+        return raw_frames(path, stored, shape, [series.dataoffset + i * frame_bytes for i in which])
     pages = [series.pages[i] for i in which]
     places = [_place(page, frame_bytes) for page in pages]
     if None not in places and series.keyframe.is_contiguous:
-        return raw_frames(path, stored, shape, [int(place or 0) for place in places]), False
+        return raw_frames(path, stored, shape, [place or 0 for place in places])
     lock = threading.Lock()
 
     def read_frame(t: int) -> np.ndarray:
-        try:
-            with lock:
+        with lock, _problems():
+            # Opened for this frame alone: a folder of frames would run out of file handles.
+            tif.filehandle.open()
+            try:
                 frame = pages[t].asarray(maxworkers=1)
-        except Exception as error:
-            raise ShineError(f"{path}: frame {t} could not be decoded ({error}).") from None
+            except Exception as error:
+                raise ShineError(f"{path}: frame {t} could not be decoded ({error}).") from None
+            finally:
+                tif.filehandle.close()
         return frame.astype(frame.dtype.newbyteorder("="), copy=False).reshape(shape[1:])
 
-    return LazyFrames(read_frame, shape, stored.newbyteorder("=")), True
+    return LazyFrames(read_frame, shape, stored.newbyteorder("="))
 
 
 def _place(page: Any, frame_bytes: int) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..movie import Axis
 
-__all__ = ["axis", "clean_unit", "plain"]
+__all__ = ["TIMES", "axis", "clean_unit", "plain"]
 
 _SPELLINGS = {
     "nm": ("nm", "nanometer", "nanometers", "nanometre", "nanometres", "n_m"),
@@ -27,6 +27,7 @@ _SPELLINGS = {
     "min": ("min", "minute", "minutes"),
     "h": ("h", "hour", "hours"),
 }
+TIMES = ("s", "ms", "µs", "min", "h")
 _CANONICAL = {name.lower(): unit for unit, names in _SPELLINGS.items() for name in names}
 _NOTHING = {
     "", "[]", "none", "<undefined>", "undefined", "pixel", "pixels", "px", "pix", "frame",
@@ -47,8 +48,6 @@ def clean_unit(unit: Any) -> str | None:
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda hit: chr(int(hit[1], 16)), unit)
     text = text.strip().strip("\x00").strip("[]").strip()
     if text.lower() in _NOTHING:
-        return None
-    if text == "M":
         return None
     if (whole := _CANONICAL.get(text.lower())) is not None:
         return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -193,7 +194,8 @@ class MovieWriter:
         complete = kind is None and self._done == self.shape[0]
         try:
             if sink is not None:
-                sink.close(complete=complete)
+                with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
+                    sink.close(complete=complete)
             if complete:
                 self._publish()
         except OSError as problem:
@@ -230,11 +232,15 @@ class MovieWriter:
             )
 
     def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        # HDF5 tells the reason in words only.
+        if isinstance(error, OSError) and (
+            error.errno in _DISK_FULL or any(f"errno = {n}," in str(error) for n in _DISK_FULL)
+        ):
             needed = int(np.prod(self.shape)) * self.dtype.itemsize
             return ShineError(
-                f"{self.path}: the disk filled up while writing ({error.strerror}); the movie "
-                f"needs {human_size(needed)}. Nothing was kept."
+                f"{self.path}: the disk filled up while writing "
+                f"({error.strerror or 'no space left'}); the movie needs {human_size(needed)}. "
+                "The unfinished file was removed."
             )
         if isinstance(error, OSError):
             return ShineError(f"{self.path}: cannot be written ({error.strerror or error}).")
