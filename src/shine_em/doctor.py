@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .doctor_frames import FrameTable, find_blanks, find_cuts, find_jumps, read_table
-from .doctor_pixels import find_bad_pixels, find_spikes, pile_up, pixel_statistics
+from .doctor_frames import FrameTable, find_blanks, find_cuts, find_empty, find_jumps, read_table
+from .doctor_pixels import find_bad_pixels, find_spikes, fixed_pattern, pile_up, pixel_statistics
 from .errors import ShineError
 from .movie import Movie
 
@@ -151,8 +151,8 @@ def check(movie: Movie | Any, *, thorough: bool = False) -> Health:
         movie = Movie.from_array(movie)
     table = read_table(movie)
     duplicate_of = _duplicates(movie, table)
-    constant = table.low >= table.high  # also true for frames without any finite value
-    if constant.all():
+    constant = find_empty(table)
+    if (table.low >= table.high).all():
         reason = (
             "no frame holds a finite number"
             if not table.count.any()
@@ -182,10 +182,11 @@ def check(movie: Movie | Any, *, thorough: bool = False) -> Health:
     findings = _frame_findings(movie, table, duplicate_of, constant, dark, usable, cuts)
     findings += _pixel_findings(hot, dead, pixels.never_finite, spikes, pits, spike_threshold)
     findings += _saturation(table.values(usable, ~bad))
+    findings += _fixed_pattern(*fixed_pattern(pixels, bad))
     if thorough:
         from .doctor_signs import find_signs
 
-        findings += find_signs(movie, usable, bad, duplicate_of)
+        findings += find_signs(movie, usable, duplicate_of)
     findings.sort(key=lambda f: _SEVERITIES.index(f.severity))
     return Health(
         findings=tuple(findings),
@@ -283,7 +284,7 @@ def _frame_findings(
     findings = []
     n = len(movie)
     pixels = movie.shape[1] * movie.shape[2]
-    copies = np.flatnonzero((duplicate_of != np.arange(n)) & ~constant)
+    copies = np.flatnonzero((duplicate_of != np.arange(n)) & (table.low < table.high))
     if copies.size:
         findings.append(
             Finding(
@@ -338,7 +339,7 @@ def _frame_findings(
                 "intensity-jump",
                 "warning",
                 f"The brightness steps from {before:.4g} to {after:.4g} at frame {t}, "
-                "with the same scene before and after.",
+                "without a change of scene.",
                 "Neighbour frames across the step differ in brightness and noise; expect the "
                 "best results when the two parts are denoised as separate movies.",
                 (int(t),),
@@ -421,6 +422,21 @@ def _saturation(values: np.ndarray) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _fixed_pattern(strength: float, white: bool) -> list[Finding]:
+    if strength < 0.05 or not white:
+        return []
+    return [
+        Finding(
+            "fixed-pattern",
+            "warning" if strength > 0.2 else "info",
+            f"Pixel-fine structure of {strength:.2f} times the noise of one frame stays the same "
+            "in all frames, most likely differences of gain or offset between pixels.",
+            "What is the same in all frames passes for picture: correct the movie with the "
+            "detector's gain and dark references first, if you have them.",
+        )
+    ]
 
 
 def _ints(values: np.ndarray) -> tuple[int, ...]:

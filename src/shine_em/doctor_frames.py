@@ -9,7 +9,7 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["FrameTable", "find_blanks", "find_cuts", "find_jumps", "read_table"]
+__all__ = ["FrameTable", "find_blanks", "find_cuts", "find_empty", "find_jumps", "read_table"]
 
 _HUGE_BYTES = 4 << 30  # beyond this, hashing every pixel costs more than it brings
 _SAMPLES = 2_000_000  # pixel values kept of the whole movie, for its histogram
@@ -75,6 +75,8 @@ def read_table(movie: Movie) -> FrameTable:
     thumbnail = np.zeros((t, gy, gx), np.float32)
     for i in range(t):
         frame = np.ascontiguousarray(movie.frame(i))
+        if frame.dtype.kind == "b":
+            frame = frame.view(np.uint8)
         seen = frame if complete else np.ascontiguousarray(frame[::4, ::4])
         digest.append(hashlib.blake2b(seen.data, digest_size=16).digest())
         good = np.abs(frame) <= _LARGEST if frame.dtype.kind == "f" else np.ones((y, x), bool)
@@ -115,11 +117,26 @@ def read_table(movie: Movie) -> FrameTable:
     )
 
 
+def find_empty(table: FrameTable) -> np.ndarray:
+    """Return ``(t,)`` True for frames that are constant or hold no finite value.
+
+    In a very sparse counting movie a frame without a single electron is a fair observation:
+    frames of zeros are spared where chance explains them.
+    """
+    constant = table.low >= table.high
+    if table.sample.dtype.kind in "bui" and not constant.all() and table.low.min() == 0:
+        electrons = np.median((table.mean * table.count)[~constant] / table.high[~constant])
+        if electrons < 10:
+            constant &= table.high != 0
+    return constant
+
+
 def find_blanks(table: FrameTable, constant: np.ndarray) -> np.ndarray:
     """Return ``(t,)`` True for frames that are dark between bright ones.
 
     A frame is dark if nearly all of its brightness is gone (where zero means dark), or nearly
-    all of its spread, and if that happens from one frame to the next: a fade is no blank.
+    all of its spread, or if it is darker and the picture is gone, and if that happens from one
+    frame to the next: a fade is no blank.
     """
     dark = np.zeros(len(constant), bool)
     live = np.flatnonzero(~constant)
@@ -128,9 +145,14 @@ def find_blanks(table: FrameTable, constant: np.ndarray) -> np.ndarray:
     mean, sd = table.clipped_mean[live], np.sqrt(table.variance[live])
     bright, spread = np.quantile(mean, 0.75), np.quantile(sd, 0.75)
     nonnegative = table.low[live].min() >= 0
-    low = sd < 0.2 * spread
+    darker = mean < bright - 0.5 * spread
+    # In a sparse counting movie a frame may be empty by chance.
+    surprising = bright - mean > 6 * spread / np.sqrt(table.count[live])
+    low = darker & (sd < 0.3 * spread)
     if nonnegative:
-        low = (low & (mean < 0.9 * bright)) | (mean < 0.1 * bright)
+        low |= mean < 0.1 * bright
+    low |= darker & (sd < 0.6 * spread) & _pictureless(table.thumbnail[live], ~darker)
+    low &= surprising
     edges = np.flatnonzero(np.diff(np.concatenate([[False], low, [False]]).astype(int)))
     for start, stop in edges.reshape(-1, 2):
         outside = [k for k in (start - 1, stop) if 0 <= k < len(live)]
@@ -140,45 +162,61 @@ def find_blanks(table: FrameTable, constant: np.ndarray) -> np.ndarray:
     return dark
 
 
+def _pictureless(thumbnail: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Return ``(t,)`` True where the block means correlate with no adjacent frame of their kind.
+
+    All False unless adjacent bright frames do correlate.
+    """
+    lost = np.zeros(len(bright), bool)
+    c = _adjacent_correlation(_flattened(thumbnail), 1)[1:]
+    both = bright[1:] & bright[:-1]
+    if not both.any() or not np.median(c[both]) > 0.5:
+        return lost
+    seen = np.concatenate([[0.0], c, [0.0]])
+    return ~bright & ~(np.maximum(seen[:-1], seen[1:]) > 0.25)
+
+
 def find_cuts(table: FrameTable, usable: np.ndarray) -> np.ndarray:
     """Return the frames at which a new scene begins.
 
-    At a cut the block means before and after do not correlate, although on both sides
-    adjacent frames do. Blanked and repeated frames are passed over.
+    At a cut the means of the ``k`` frames before and after do not correlate, although on both
+    sides adjacent means do, and the dip stands out of the correlation's usual course. Coarser
+    blocks and more frames find cuts in noisier movies. Blanked and repeated frames are passed
+    over.
     """
-    cuts: set[int] = set()
-    small = _flattened(table.thumbnail[usable])
-    for k in (1, 3):
-        c = _adjacent_correlation(small, k)
-        for j in np.flatnonzero(np.isfinite(c)):
-            before = c[j - k] if j - k >= 0 else np.nan
-            after = c[j + k] if j + k < len(c) else np.nan
-            within = min(before, after)
-            if not within > 0.3 or c[j] > 0.35 * within:
+    cuts: list[int] = []
+    for k in (1, 3, 6):
+        for coarse in (1, 2, 4):
+            small = _flattened(table.thumbnail[usable], coarse)
+            if small.shape[1] < 16:
                 continue
-            near = c[max(0, j - k + 1) : j + k]
-            if c[j] > np.nanmin(near):
-                continue
-            others = c[np.isfinite(c)]
-            others = others[np.abs(np.flatnonzero(np.isfinite(c)) - j) >= k]
-            median = np.median(others)
-            mad = 1.4826 * np.median(np.abs(others - median))
-            known = any(abs(int(usable[j]) - cut) < 3 for cut in cuts)
-            clear = median - c[j] > 6 * mad and within - c[j] > 6 / np.sqrt(small.shape[1])
-            if clear and not known:
-                cuts.add(int(usable[j]))
+            c = _adjacent_correlation(small, k)
+            known = np.flatnonzero(np.isfinite(c))
+            for j in known:
+                if j - k < k or j + k > known[-1]:
+                    continue
+                within = min(c[j - k], c[j + k])
+                lowest = c[j] <= c[j - k + 1 : j + k].min()
+                if within < 0.3 or c[j] > 0.35 * within or not lowest:
+                    continue
+                others = c[known[np.abs(known - j) >= k]]
+                usual = np.median(others)
+                wander = 1.4826 * np.median(np.abs(others - usual))
+                clear = usual - c[j] > 6 * wander and within - c[j] > 5 / np.sqrt(small.shape[1])
+                found = int(usable[j])
+                if clear and all(abs(found - cut) > max(2, k) for cut in cuts):
+                    cuts.append(found)
     return np.array(sorted(cuts), int)
 
 
-def _flattened(thumbnail: np.ndarray) -> np.ndarray:
+def _flattened(thumbnail: np.ndarray, coarse: int = 1) -> np.ndarray:
     """Return ``(t, g)`` block means without the smooth illumination, of zero mean."""
-    t, gy, gx = thumbnail.shape
-    y, x = (
-        g.ravel() for g in np.meshgrid(*(np.linspace(-1, 1, n) for n in (gy, gx)), indexing="ij")
-    )
-    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    q, _ = np.linalg.qr(basis)
-    flat = thumbnail.reshape(t, -1).astype(np.float64)
+    t, gy, gx = (n // c for n, c in zip(thumbnail.shape, (1, coarse, coarse), strict=True))
+    blocks = thumbnail[:, : gy * coarse, : gx * coarse].reshape(t, gy, coarse, gx, coarse)
+    flat = blocks.mean(axis=(2, 4)).reshape(t, -1).astype(np.float64)
+    y, x = np.meshgrid(np.linspace(-1, 1, gy), np.linspace(-1, 1, gx), indexing="ij")
+    y, x = y.ravel(), x.ravel()
+    q, _ = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1))
     return flat - (flat @ q) @ q.T
 
 
@@ -203,13 +241,16 @@ def find_jumps(table: FrameTable, usable: np.ndarray, cuts: np.ndarray) -> list[
     if len(mean) < 4:
         return []
     steps = np.diff(mean)
+    # A steady fade has large steps all along: what counts is how a step differs from those around.
+    padded = np.pad(steps, 3, mode="reflect" if len(steps) > 3 else "edge")
+    odd = steps - np.median(np.lib.stride_tricks.sliding_window_view(padded, 7), axis=1)
     noise = np.sqrt(np.median(table.variance[usable] / table.count[usable]))
-    usual = 1.4826 * np.median(np.abs(steps - np.median(steps))) + noise
-    span = np.median(np.sqrt(table.variance[usable]))
+    usual = 1.4826 * np.median(np.abs(odd)) + 1.4 * noise
+    least = 0.1 * np.median(np.sqrt(table.variance[usable]))
     if table.low[usable].min() >= 0:
-        span = max(span * 0.2, 0.1 * np.median(mean))
+        least = max(least, 0.05 * np.median(mean))
     jumps = []
-    for j in np.flatnonzero(np.abs(steps) > max(10 * usual, 0.5 * span)) + 1:
+    for j in np.flatnonzero(np.abs(odd) > max(10 * usual, least)) + 1:
         before, after = np.median(mean[max(0, j - 3) : j]), np.median(mean[j : j + 3])
         stays = abs(after - before) > 0.7 * abs(steps[j - 1])
         if stays and int(usable[j]) not in cuts:

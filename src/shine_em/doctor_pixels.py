@@ -9,7 +9,14 @@ import numpy as np
 from .doctor_frames import FrameTable
 from .movie import Movie
 
-__all__ = ["PixelStatistics", "find_bad_pixels", "find_spikes", "pile_up", "pixel_statistics"]
+__all__ = [
+    "PixelStatistics",
+    "find_bad_pixels",
+    "find_spikes",
+    "fixed_pattern",
+    "pile_up",
+    "pixel_statistics",
+]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _PIXEL_BUDGET = 250_000_000  # pixel values read for the statistics of pixels in a long movie
@@ -27,6 +34,8 @@ class PixelStatistics:
         does not make a hot pixel.
     changes
         The fraction of the frames in which the value differs from the frame before.
+    halves
+        The means of the first and of the second half of the frames.
     never_finite
         True where no frame holds a finite value.
     n
@@ -36,6 +45,7 @@ class PixelStatistics:
     mean: np.ndarray
     variance: np.ndarray
     changes: np.ndarray
+    halves: tuple[np.ndarray, np.ndarray]
     never_finite: np.ndarray
     n: int
 
@@ -52,7 +62,10 @@ def pixel_statistics(movie: Movie, usable: np.ndarray) -> PixelStatistics:
     count = np.zeros((y, x), np.int32)
     changed = np.zeros((y, x), np.int32)
     largest = np.full((y, x), -np.inf, np.float32)
-    for i in picked:
+    half, first = n // 2, total
+    for k, i in enumerate(picked.tolist()):
+        if k == half:
+            first = total.copy()
         frame = movie.frame(int(i))
         good = np.abs(frame) <= _LARGEST if frame.dtype.kind == "f" else None
         values = frame.astype(np.float64)
@@ -74,17 +87,19 @@ def pixel_statistics(movie: Movie, usable: np.ndarray) -> PixelStatistics:
             changed += frame != before
         before = frame
     assert origin is not None
+    halves = first / max(1, half), (total - first) / (n - half)
     never_finite = count == 0
     weight = np.maximum(count, 1)
     if n >= 8:
         top = np.where(np.isfinite(largest), largest, 0.0).astype(np.float64)
         total, squares, weight = total - top, squares - top * top, np.maximum(weight - 1, 1)
     mean = total / weight
-    variance = np.maximum(squares / weight - mean**2, 0.0)
+    variance = np.maximum(squares - weight * mean**2, 0.0) / np.maximum(weight - 1, 1)
     return PixelStatistics(
         mean=mean + origin,
         variance=variance,
         changes=changed / max(1, n - 1),
+        halves=halves,
         never_finite=never_finite,
         n=n,
     )
@@ -126,12 +141,11 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
         found = (size > z_least * sigma) & (size > least) & (beside < 0.25 * size) & (size > 0)
         if dark is not None:
             # Counts have skewed tails: compare square roots of the electrons summed over time.
-            gain = np.maximum(theirs, 1e-12) / np.maximum(background - dark, 1e-12)
-            gain = np.where(background > dark, gain, np.sqrt(np.maximum(own, 1e-12)))
-            events = np.maximum(background + height - dark, 0) * n / gain
-            expected = np.maximum(background - dark, 0) * n / gain
+            gain = max(float(pixels.variance.mean() / (pixels.mean.mean() - dark)), 1e-12)
+            expected = np.maximum(background + around.mean(1) - dark, 0) * n / gain
+            events = np.maximum(mean[:, 12] - dark, 0) * n / gain
             root = 2 * np.abs(np.sqrt(events + 0.375) - np.sqrt(expected + 0.375))
-            found &= root > z_least
+            found &= root > 0.8 * z_least
         mask[y[found], x[found]] = True
     if hot.mean() > 0.01:  # one pixel in a hundred is a picture, not a defect
         hot[:] = False
@@ -234,6 +248,33 @@ def find_spikes(
     return float(limit), spikes
 
 
+def fixed_pattern(pixels: PixelStatistics, bad: np.ndarray) -> tuple[float, bool]:
+    """Return the SD of the pattern fixed to the pixels over one frame's noise, and if it is white.
+
+    The pattern's variance is the covariance of the two halves' temporal means, in which no noise
+    is left. A static picture has such a covariance as well, but it fades towards the finest
+    scales; differences between pixels are as strong in every pair of directions and distances.
+    """
+    if pixels.n < 8 or min(bad.shape) < 16:
+        return 0.0, False
+    noise = float(pixels.variance[~bad].mean())
+    powers = []
+    for dy, dx in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1)):
+        a, b = (_crosswise(h, dy, dx) for h in pixels.halves)
+        good = _crosswise(bad.astype(float), dy, dx, np.add) == 0
+        chance = 2 * noise / pixels.n / np.sqrt(good.sum())
+        powers.append(float((a * b)[good].mean()))
+        if powers[-1] < 6 * chance:
+            return 0.0, False
+    return float(np.sqrt(powers[0] / noise)), max(powers) < 1.6 * min(powers)
+
+
+def _crosswise(image: np.ndarray, dy: int, dx: int, join: np.ufunc = np.subtract) -> np.ndarray:
+    """Return the mixed difference over (dy, dx); white noise keeps its variance."""
+    across = join(image[:, dx:], image[:, :-dx])
+    return join(across[dy:], across[:-dy]) / 2
+
+
 def pile_up(values: np.ndarray, side: int) -> tuple[float, float]:
     """Return the fraction of the values that pile up at their highest (lowest) one, and it.
 
@@ -248,8 +289,11 @@ def pile_up(values: np.ndarray, side: int) -> tuple[float, float]:
     here = values.size - int(counts.sum())
     if here < 20 or here < 1e-4 * values.size or len(steps) < 8:
         return 0.0, 0.0
-    # Steps next to the end, as densely as they come (grey levels, or a continuum's neighbours).
+    # Clipping cuts through the values; a gap beside the end means counts that were scaled.
+    if end - steps[-1] > 30 * np.median(np.diff(steps[-50:])):
+        return 0.0, 0.0
     near, next_ = counts[-3:].mean(), counts[-6:-3].mean()
-    if here > 4 * near and near < 1.7 * next_:
+    sparse = side < 0 and here > 0.5 * values.size  # most pixels saw no electron at all
+    if here > 2.5 * near and near < 1.7 * next_ and not sparse:
         return here / values.size, float(end * side)
     return 0.0, 0.0
