@@ -1,0 +1,444 @@
+"""The report of a denoising: one HTML file that holds everything and needs no network."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .doctor import Finding
+from .errors import ShineError
+from .noise import NoiseStatistics
+from .observing import Observations
+from .residual import ResidualTest
+from .scalebar import scale_bar
+
+__all__ = ["ReportData", "methods_text", "write_report"]
+
+PICTURES_MB = 16.0  # of encoded frames in the page; larger pictures are shown smaller
+PAPER = (
+    "J. Kim et al., Self-supervised machine learning framework for high-throughput electron "
+    "microscopy, Science Advances (2025), doi:10.1126/sciadv.ads5552"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a report shows.
+
+    Attributes
+    ----------
+    movie
+        Description of the movie, label → value, shown as a table; "name" is the title.
+    noise
+        The measured noise statistics.
+    observations
+        What the `Observer` saw while the frames streamed by.
+    training
+        ``steps``, ``seconds``, ``train_loss`` and ``validation_loss`` (lists of (step, loss)),
+        ``best_step``, ``preset``, ``holes`` (of the ensemble), ``frames`` (trained on),
+        ``parameters``, ``stopped`` (why training stopped). All but the lists may be missing; an
+        empty dict means that a trained model was applied.
+    health_findings
+        What the input doctor found.
+    halves_snr
+        ``frames``, ``raw`` and ``denoised`` (dB): SNR from two halves of the movie that were
+        denoised without sharing a frame; None if it was not measured.
+    warnings
+        More that the user should know, in plain sentences.
+    provenance
+        Versions, seed, command, input hash, times: label → value.
+    pixel_size_nm, frame_time_s
+        Calibration; None where it is not known.
+    """
+
+    movie: Mapping[str, str]
+    noise: NoiseStatistics
+    observations: Observations
+    training: Mapping[str, Any] = field(default_factory=dict)
+    health_findings: Sequence[Finding] = ()
+    halves_snr: Mapping[str, Sequence[float]] | None = None
+    warnings: Sequence[str] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    pixel_size_nm: float | None = None
+    frame_time_s: float | None = None
+
+
+def write_report(path: str | Path, report: ReportData, *, overwrite: bool = False) -> Path:
+    """Write the report as one self-contained HTML file (below 25 MB).
+
+    Parameters
+    ----------
+    path
+        The file to write; it appears only when it is complete.
+    report
+        What to show.
+    overwrite
+        Replace an existing file.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ShineError
+        If the file exists already, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise ShineError(f"{target} exists already: choose another name or allow overwriting.")
+    page = _page(report)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(page)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ShineError(f"{target}: the report cannot be written ({error.strerror}).") from None
+    return target
+
+
+def methods_text(report: ReportData) -> str:
+    """Return a methods paragraph for a paper, filled with this run's numbers."""
+    seen, noise, training = report.observations, report.noise, report.training
+    n, height, width = seen.shape
+    calibration = [
+        f"{value:.4g} {unit}"
+        for value, unit in (
+            (report.pixel_size_nm, "nm per pixel"),
+            (report.frame_time_s, "s per frame"),
+        )
+        if value is not None
+    ]
+    version = report.provenance.get("shine-em")
+    text = [
+        f"The movie ({n} frames of {height} × {width} pixels"
+        + "".join(f", {c}" for c in calibration)
+        + ") was denoised with shine-em"
+        + (f" {version}" if version else "")
+        + ", a self-supervised blind-spot network that is trained on the noisy movie alone, after "
+        f"SHINE ({PAPER}).",
+    ]
+    reach = noise.difference_correlation.shape[0] // 2
+    neighbour = (
+        noise.difference_correlation[reach, reach + 1],
+        noise.difference_correlation[reach + 1, reach],
+    )
+    text.append(
+        f"The noise (standard deviation {noise.sigma:.3g} in the movie's units) was measured from "
+        f"differences of frames; its correlation with the next pixel is {neighbour[0]:.3f} along x "
+        f"and {neighbour[1]:.3f} along y, for which a blind spot of {noise.hole[0]} × "
+        f"{noise.hole[1]} pixels (rows × columns) was recommended."
+    )
+    if training:
+        text.append(_training_sentence(training, n))
+    result = _residual_test(report)
+    if result is not None and math.isfinite(result.leftover):
+        text.append(
+            f"Regressed on the denoised picture, the residual (raw − denoised) of {result.frames} "
+            f"frames contained {100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} % of "
+            "the picture's contrast."
+        )
+    if report.halves_snr:
+        raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
+        text.append(
+            "The signal-to-noise ratio, from the correlation of two halves of the movie denoised "
+            f"without sharing a frame, rose from {_db(raw)} to {_db(denoised)} (median of "
+            f"{len(report.halves_snr['frames'])} frames)."
+        )
+    return " ".join(text)
+
+
+def _training_sentence(training: Mapping[str, Any], n: int) -> str:
+    words = "The network"
+    if training.get("parameters"):
+        words += f" ({int(training['parameters']):,} parameters)"
+    words += f" was trained on {training.get('frames', n)} frames"
+    if training.get("steps") is not None:
+        words += f" for {int(training['steps']):,} steps"
+    if training.get("seconds") is not None:
+        words += f" in {_duration(float(training['seconds']))}"
+    if training.get("preset"):
+        words += f" (preset “{training['preset']}”)"
+    if training.get("best_step"):
+        words += (
+            f"; the weights of step {int(training['best_step']):,}, with the lowest validation "
+            "loss on held-out pixels, were used"
+        )
+    holes = training.get("holes")
+    if holes:
+        words += ", with " if training.get("best_step") else "; "
+        words += (
+            "the mean of the outputs for the holes " if len(holes) > 1 else "the hole "
+        ) + ", ".join(_hole(h) for h in holes)
+    return words + "."
+
+
+def _page(report: ReportData) -> str:
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from . import report_figures as figures
+
+    seen, noise = report.observations, report.noise
+    result = _residual_test(report)
+    kind, verdict = _verdict(report, result)
+    here = files("shine_em")
+    # Autoescape stays on: names of movies and their metadata come from anywhere. Only what this
+    # package itself has drawn or written is marked as safe.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    plots: dict[str, str | None] = {
+        "raw_map": figures.noise_map(
+            noise.raw_correlation,
+            name="rawmap",
+            label="Correlation of a raw frame",
+            hole=noise.hole,
+        ),
+        "difference_map": figures.noise_map(
+            noise.difference_correlation,
+            name="noisemap",
+            label="Noise correlation",
+            hole=noise.hole,
+        ),
+        "temporal": figures.temporal_correlation(noise),
+        "variance": figures.mean_variance(noise),
+        "loss": figures.loss_curve(report.training) if report.training.get("train_loss") else None,
+        "snr": figures.snr_curve(seen, report.halves_snr) if seen.shape[0] > 1 else None,
+        "means": figures.frame_means(seen),
+        "histogram": figures.histogram(seen),
+        "residual_map": None,
+        "profile": None,
+    }
+    if seen.residual is not None and seen.residual.frames:
+        own = seen.residual.autocorrelation
+        plots["residual_map"] = figures.noise_map(
+            own, name="residualmap", label="Autocorrelation of the residual"
+        )
+        plots["profile"] = figures.residual_profile(own, noise.difference_correlation)
+    nyquist = 0.5 / report.pixel_size_nm if report.pixel_size_nm else 0.5
+    return environment.from_string(here.joinpath("report.html.jinja").read_text("utf-8")).render(
+        css=Markup(here.joinpath("report.css").read_text("utf-8")),
+        js=Markup(here.joinpath("report.js").read_text("utf-8")),
+        title=report.movie.get("name", "movie"),
+        kind=kind,
+        verdict=verdict,
+        warnings=_warnings(report, result),
+        tiles=_tiles(report, result),
+        player=_player(report),
+        plots={name: Markup(svg) if svg else None for name, svg in plots.items()},
+        spectra=_spectra(report),
+        spectrum_frame=seen.spectrum.frame,
+        nyquist=f"{nyquist:.3g} {'1/nm' if report.pixel_size_nm else '1/px'}",
+        residual=result,
+        noise=noise,
+        findings=report.health_findings,
+        movie=report.movie,
+        methods=methods_text(report),
+        paper=PAPER,
+        provenance=report.provenance,
+        training=report.training,
+        halves=report.halves_snr,
+    )
+
+
+def _residual_test(report: ReportData) -> ResidualTest | None:
+    spectra = report.observations.residual
+    return None if spectra is None else spectra.test(report.noise.difference_correlation)
+
+
+def _verdict(report: ReportData, result: ResidualTest | None) -> tuple[str, str]:
+    """Return "good", "caution" or "bad", and the line at the top of the page."""
+    if any(f.severity == "error" for f in report.health_findings):
+        return "bad", "The movie has problems that denoising cannot mend. Read them first."
+    if result is not None and result.outcome in ("structure", "exaggerated"):
+        return "bad", "Look twice: the residual is not only noise."
+    cautions = len(_warnings(report, result))
+    if cautions:
+        return "caution", "Usable with care: " + (
+            "there is a warning." if cautions == 1 else f"there are {cautions} warnings."
+        )
+    return "good", "Nothing speaks against this result: what was removed looks like noise."
+
+
+def _warnings(report: ReportData, result: ResidualTest | None) -> list[str]:
+    """Return every warning once, the gravest first."""
+    found = [
+        f"{f.what} {f.meaning}"
+        for level in ("error", "warning")
+        for f in report.health_findings
+        if f.severity == level
+    ]
+    if result is None:
+        found.append("The frames are too small to test the residual for leftover picture.")
+    elif result.outcome != "clear":
+        found.append(result.verdict)
+    return list(dict.fromkeys([*found, *report.noise.warnings, *report.warnings]))
+
+
+def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, str, str]]:
+    """Return the key numbers: label, value, small print."""
+    noise, training = report.noise, report.training
+    tiles = [
+        (
+            "Blind spot",
+            _hole(noise.hole) + " px",
+            f"recommended from the noise, confidence {noise.confidence}",
+        ),
+        ("Noise σ", f"{noise.sigma:.3g}", "per pixel, in the movie's units"),
+    ]
+    if result is not None and math.isfinite(result.leftover):
+        tiles.append(
+            (
+                "Picture in the residual",
+                f"{100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} %",
+                "of its contrast; 0 is right",
+            )
+        )
+    if report.halves_snr:
+        raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
+        tiles.append(("SNR, two halves", f"{_db(raw)} → {_db(denoised)}", "raw → denoised"))
+    if training.get("seconds") is not None:
+        steps = f"{int(training['steps']):,} steps" if training.get("steps") is not None else ""
+        stopped = str(training.get("stopped") or "")
+        small = "; ".join(s for s in (steps, stopped) if s)
+        tiles.append(("Training", _duration(float(training["seconds"])), small))
+    return tiles
+
+
+def _player(report: ReportData) -> dict[str, Any]:
+    """Return what the page's player needs, as plain JSON values."""
+    from . import report_figures as figures
+
+    seen = report.observations
+    stored = {
+        "raw": _range(seen.sample_raw, 0.05),
+        "denoised": _range(seen.sample_denoised, 0.05),
+    }
+    own = {
+        "raw": _range(seen.sample_raw, 0.5),
+        "denoised": _range(seen.sample_denoised, 0.2),
+    }
+    # One contrast for both, between the raw movie's (in which the denoised one looks flat) and the
+    # denoised one's (in which raw noise is all black and white).
+    middle = sum(own["denoised"]) / 2
+    half = math.sqrt(
+        (own["raw"][1] - own["raw"][0]) / 2 * (own["denoised"][1] - own["denoised"][0]) / 2
+    )
+    pictures: dict[str, np.ndarray] = {"raw": seen.raw, "denoised": seen.denoised}
+    shrink = 1
+    first = sum(len(figures.png(v[0], *stored[k])) for k, v in pictures.items())
+    total = first * 4 / 3 * len(seen.kept) / 1e6
+    if total > PICTURES_MB:
+        shrink = math.ceil(math.sqrt(total / PICTURES_MB))
+        pictures = {k: _averaged(v, shrink) for k, v in pictures.items()}
+    height, width = pictures["raw"].shape[1:]
+    pixel = seen.shrink * shrink
+    bar = scale_bar(width * pixel, report.pixel_size_nm)
+    return {
+        "frames": [
+            {"index": int(t), "raw": _data_url(a), "denoised": _data_url(b)}
+            for t, a, b in zip(
+                seen.kept,
+                (figures.png(image, *stored["raw"]) for image in pictures["raw"]),
+                (figures.png(image, *stored["denoised"]) for image in pictures["denoised"]),
+                strict=True,
+            )
+        ],
+        "total": seen.shape[0],
+        "width": width,
+        "height": height,
+        "stored": stored,
+        "own": own,
+        "shared": [middle - half, middle + half],
+        "sigma": _residual_sigma(seen),
+        "bar": {"share": bar.length_px / (width * pixel), "label": bar.label},
+        "seconds": report.frame_time_s,
+    }
+
+
+def _spectra(report: ReportData) -> list[tuple[str, str]]:
+    """Return title and PNG of the three power spectra, in one contrast."""
+    from . import report_figures as figures
+
+    spectrum = report.observations.spectrum
+    low = float(np.percentile(spectrum.residual, 1))
+    high = float(np.percentile(spectrum.raw, 99.97))
+    low = min(low, high - 0.1)
+    return [
+        (title, _data_url(figures.spectrum_png(power, low, high)))
+        for title, power in (
+            ("Raw", spectrum.raw),
+            ("Denoised", spectrum.denoised),
+            ("Residual", spectrum.residual),
+        )
+    ]
+
+
+def _averaged(stack: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of pixels; an incomplete last row or column of blocks is left out."""
+    k, height, width = stack.shape
+    rows, columns = height // factor, width // factor
+    cut = stack[:, : rows * factor, : columns * factor]
+    averaged: np.ndarray = cut.reshape(k, rows, factor, columns, factor).mean((2, 4))
+    return averaged
+
+
+def _range(values: np.ndarray, percent: float) -> tuple[float, float]:
+    low, high = (float(v) for v in np.percentile(values, [percent, 100 - percent]))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _residual_sigma(seen: Observations) -> float:
+    sigma = float(np.std(seen.raw - seen.denoised, dtype=np.float64))
+    return sigma if sigma > 0 else 1.0
+
+
+def _data_url(encoded: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
+
+
+def _hole(hole: Any) -> str:
+    if isinstance(hole, Sequence) and not isinstance(hole, str):
+        return " × ".join(str(int(n)) for n in hole)
+    return str(hole)
+
+
+def _median(values: Sequence[float]) -> float:
+    array = np.asarray(values, dtype=np.float64)
+    array = array[~np.isnan(array)]
+    return float(np.median(array)) if array.size else float("nan")
+
+
+def _db(value: float) -> str:
+    return f"{value:.1f} dB".replace("-", "−") if math.isfinite(value) else "no signal"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
