@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 
 from .errors import ShineError
+from .mean_variance import MeanVariance, fit_mean_variance
 from .movie import Movie
 from .noise_figure import plot_noise
-from .noise_spectrum import CorrelationFit, Spectra, fit_correlation, lower_cluster, measure_spectra
+from .noise_fit import (
+    CorrelationFit,
+    fit_correlation,
+    noise_floor,
+    quiet_tiles,
+    tile_levels,
+    tile_spectra,
+)
+from .noise_spectrum import LEVEL_FRAMES, Spectra, measure_spectra
 from .temporal_noise import temporal_noise
 
 __all__ = ["MeanVariance", "NoiseStatistics", "format_table", "noise_statistics", "plot_noise"]
@@ -22,32 +31,6 @@ MATERIAL_CORRELATION = 0.045
 _SIGMAS = 4.0
 _FRAMES = 48
 _REGIONS = 4
-
-
-@dataclass(frozen=True)
-class MeanVariance:
-    """Noise variance against mean signal, with the line ``variance = gain · mean + offset``.
-
-    Attributes
-    ----------
-    gain
-        Slope: variance per signal, movie units.
-    offset
-        Variance where the signal is zero, movie units squared.
-    read_noise
-        Standard deviation where the signal is zero, √max(offset, 0), movie units.
-    means, variances
-        Points of the curve, movie units and movie units squared.
-    reliable
-        False where the means span too little to tell slope from offset.
-    """
-
-    gain: float
-    offset: float
-    read_noise: float
-    means: np.ndarray
-    variances: np.ndarray
-    reliable: bool
 
 
 @dataclass(frozen=True)
@@ -210,21 +193,28 @@ def noise_statistics(
     noisy = spectra.power if single else spectra.change[0]
     if not np.isfinite(noisy).all() or noisy.max() <= 0 or (not single and not spectra.differs):
         return _no_noise(raw, max_temporal_lag, single)
-    quiet = _quiet_tiles(spectra)
-    level = np.maximum(_tile_levels(spectra), 1e-30)
+    quiet = quiet_tiles(spectra)
+    level = np.maximum(tile_levels(spectra), 1e-30)
     samples = spectra.samples(0 if single else 1, int(quiet.sum()))
-    spectrum, sure = _white_floor(spectra, 1 / level * quiet, samples)
+    spectrum, sure = noise_floor(spectra, 1 / level * quiet, samples)
     fit = fit_correlation(
-        spectrum, window=spectra.window, usable=spectra.usable & sure, radius=radius, samples=samples
+        spectrum,
+        window=spectra.window,
+        usable=spectra.usable & sure,
+        radius=radius,
+        samples=samples,
     )
     variance = max(float(fit.covariance[radius, radius]), 1e-6)
     correlation = fit.covariance / variance
     error_map = fit.error / variance
     error = float(np.sqrt(np.mean(error_map**2)))
     temporal = temporal_noise(
-        spectra, fit.spectrum / fit.spectrum.mean(), 1 / level, lags=max_temporal_lag
+        spectra,
+        fit.spectrum / float(spectra.plane_mean(fit.spectrum)),
+        1 / level,
+        lags=max_temporal_lag,
     )
-    variances = _tile_spectra(spectra).reshape(len(level), -1) @ fit.solve[0]
+    variances = tile_spectra(spectra).reshape(len(level), -1) @ fit.solve[0]
     sigma = float(np.sqrt(max(np.median(variances), 0.0)))
     homogeneity, spread = _homogeneity(spectra, fit, correlation, error_map, (height, width), quiet)
     hole, core = _hole(correlation, error_map)
@@ -237,7 +227,11 @@ def noise_statistics(
         temporal_correlation=temporal.correlation,
         temporal_error=temporal.error,
         sigma=sigma,
-        mean_variance=_mean_variance(spectra, correlation),
+        mean_variance=fit_mean_variance(
+            spectra.blocks,
+            freedom=spectra.block_pixels / float((correlation**2).sum()),
+            averaged=LEVEL_FRAMES,
+        ),
         homogeneity=homogeneity,
         homogeneity_spread=spread,
         anisotropy=_anisotropy(correlation, error_map),
@@ -300,72 +294,6 @@ def _check(
         )
 
 
-def _tile_spectra(spectra: Spectra) -> np.ndarray:
-    """Return the noise spectrum of each tile, the picture's change suppressed as time allows."""
-    if not spectra.pairs[1]:
-        return spectra.power
-    if spectra.pairs[2] < 2:
-        return spectra.change[0]
-    # the second difference, in which a steady motion cancels
-    return (4 * spectra.change[0] - spectra.change[1]) / 3
-
-
-def _tile_levels(spectra: Spectra) -> np.ndarray:
-    fy, fx = spectra.frequencies
-    high = spectra.usable & (np.hypot(fy, fx) > 0.2)
-    noise = spectra.change[0] if spectra.pairs[1] else spectra.power
-    return np.median(noise[:, high if high.any() else spectra.usable], axis=1)
-
-
-def _quiet_tiles(spectra: Spectra) -> np.ndarray:
-    """Return the tiles in which the picture changes least: lowest low-frequency excess."""
-    tiles = len(spectra.origins)
-    fy, fx = spectra.frequencies
-    radius = np.hypot(fy, fx)
-    low, high = spectra.usable & (radius < 0.2), spectra.usable & (radius >= 0.2)
-    if tiles < 4 or not low.any() or not high.any():
-        return np.ones(tiles, bool)
-    noise = _tile_spectra(spectra)
-    excess = noise[:, low].mean(axis=1) / np.maximum(noise[:, high].mean(axis=1), 1e-30)
-    samples = spectra.samples(1 if spectra.pairs[1] else 0, 1)
-    spread = np.sqrt((1 / low.sum() + 1 / high.sum()) * 2 * 1.944**2 / samples)
-    typical = max(float(np.median(excess)), 1e-6)
-    _, kept = lower_cluster(excess, (spread + 0.03) * typical)
-    kept |= excess < np.min(excess[kept])
-    if kept.sum() < max(4, tiles // 8):
-        kept = excess <= np.sort(excess)[max(4, tiles // 8) - 1]
-    return kept
-
-
-def _white_floor(spectra: Spectra, weights: np.ndarray, samples: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the spectrum of what changes at once, the picture's own change extrapolated away.
-
-    The change D_k over k frames is noise plus picture. The picture's part grows with k, as a power
-    of it while the picture moves little and as 1 − exp(−λk) where it forgets itself; D_1, D_2 and
-    D_4 settle which, and how much of D_1 is picture.
-    """
-    if not spectra.pairs[1]:
-        return np.average(spectra.power, axis=0, weights=weights), spectra.usable
-    change = [np.average(c, axis=0, weights=weights) for c in spectra.change]
-    first = change[0]
-    if spectra.pairs[4] < 2:
-        if spectra.pairs[2] < 2:
-            return first, spectra.usable
-        return np.clip((4 * first - change[1]) / 3, 0.2 * first, first * 1.2), spectra.usable
-    from scipy import ndimage
-
-    def smooth(values: np.ndarray) -> np.ndarray:
-        return ndimage.uniform_filter(values, 3, mode="wrap")
-
-    near, wide = smooth(change[1] - first), smooth(change[3] - change[1])
-    error = smooth(first) / np.sqrt(samples)
-    growth = np.clip(wide / np.maximum(near, 1e-3 * error), 0.3, 4.0)
-    lasting = (np.sqrt(1 + 4 * growth) - 1) / 2
-    picture = near / np.where(growth >= 2, growth - 1, lasting)
-    picture = np.where(near > 2 * error, picture, 0.0)
-    return first - picture, picture < 0.4 * first
-
-
 def _raw_correlation(frame: np.ndarray, radius: int, bad_pixels: np.ndarray | None) -> np.ndarray:
     """Return Eq. 4 of one frame with itself shifted, over the pixels that both hold."""
     from scipy import fft
@@ -413,7 +341,7 @@ def _homogeneity(
     radius = correlation.shape[0] // 2
     tile = np.array(spectra.tile_shape)
     centres = spectra.origins + tile / 2
-    noise = _tile_spectra(spectra) / np.maximum(_tile_levels(spectra), 1e-30)[:, None, None]
+    noise = tile_spectra(spectra) / np.maximum(tile_levels(spectra), 1e-30)[:, None, None]
     maps, ratios = [], []
     near = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= 2.9
     near[radius, radius] = False
@@ -459,40 +387,6 @@ def _anisotropy(correlation: np.ndarray, error: np.ndarray) -> float:
     sure = np.where(np.abs(correlation) > _SIGMAS * error, np.abs(correlation), 0)
     row, column = float(sure[radius].sum() - 1), float(sure[:, radius].sum() - 1)
     return (row - column) / (row + column) if row + column > 0.02 else 0.0
-
-
-def _mean_variance(spectra: Spectra, correlation: np.ndarray) -> MeanVariance:
-    """Fit noise variance against signal, robust to blocks in which the picture changes."""
-    empty = np.zeros(0)
-    blocks = spectra.blocks[np.isfinite(spectra.blocks).all(axis=1)]
-    if len(blocks) < 64:
-        return MeanVariance(np.nan, np.nan, np.nan, empty, empty, False)
-    blocks = blocks[np.argsort(blocks[:, 0])]
-    groups = np.array_split(blocks, int(np.clip(len(blocks) // 64, 4, 24)))
-    # Median of χ² over its mean; correlated pixels leave fewer degrees of freedom.
-    freedom = max(spectra.block_pixels / float((correlation**2).sum()), 1.0)
-    median = (1 - 2 / (9 * freedom)) ** 3
-    means = np.array([g[:, 0].mean() for g in groups])
-    variances = np.array([np.median(g[:, 1]) for g in groups]) / median
-    span = means[-1] - means[0]
-    weight = np.ones(len(means))
-    gain, offset = 0.0, float(variances.mean())
-    for _ in range(20):
-        line = (
-            np.polyfit(means - means.mean(), variances, 1, w=np.sqrt(weight))
-            if span > 0
-            else (0, offset)
-        )
-        gain, offset = float(line[0]), float(line[1] - line[0] * means.mean())
-        apart = np.abs(variances - gain * means - offset)
-        scale = max(1.4826 * float(np.median(apart)), 1e-12)
-        weight = 1 / np.maximum(apart / (1.5 * scale), 1)
-    within = np.sqrt(float(np.median(variances)) * 2 / 3 / freedom)
-    error = scale / max(float(means.std()), 1e-30) / np.sqrt(len(means))
-    reliable = span > 6 * within and gain > 4 * error
-    return MeanVariance(
-        gain, offset, float(np.sqrt(max(offset, 0))), means, variances, bool(reliable)
-    )
 
 
 def _confidence(

@@ -1,8 +1,7 @@
 """Cross-spectra of small windows of a movie, and the noise correlation that lies in them.
 
-The picture and the noise are told apart by three facts: the picture lives on from frame to frame,
-it is gathered in few spatial frequencies (Bragg peaks, low frequencies), and in few places; noise
-whose correlation is short has a smooth spectrum, the same everywhere.
+Everything that `shine_em.noise` says comes from these spectra, so frames are read once, one at a
+time, and memory does not grow with the movie.
 """
 
 from __future__ import annotations
@@ -14,21 +13,23 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["CorrelationFit", "Spectra", "fit_correlation", "lower_cluster", "measure_spectra"]
+__all__ = ["HANN_OVERLAP", "LEVEL_FRAMES", "Spectra", "measure_spectra", "plane_weights"]
 
 _BLOCK = 8  # pixels: side of the blocks of the mean-variance curve
+#: Frames behind the mean of a block.
+LEVEL_FRAMES = 6
 _MOST_TILES = 11  # per axis: bounds time and memory for frames of any size
 # Variance of a smooth average over the bins of a Hann-windowed periodogram, relative to
 # independent bins: N Σw⁴ / (Σw²)², per axis.
-_HANN_OVERLAP = 35 / 18
+HANN_OVERLAP = 35 / 18
 
 
 @dataclass(frozen=True)
 class Spectra:
     """Windowed power spectra of a movie and of its changes in time, averaged over time.
 
-    All spectra cover the full plane of frequencies and are scaled so that their mean over the plane
-    is a variance.
+    All spectra cover the half plane fx ≥ 0 and are scaled so that their mean over the whole plane
+    (`plane_mean`) is a variance.
 
     Attributes
     ----------
@@ -78,7 +79,17 @@ class Spectra:
     def frequencies(self) -> tuple[np.ndarray, np.ndarray]:
         """``(fy, 1)`` and ``(1, fx)`` spatial frequencies, cycles per pixel."""
         height, width = self.tile_shape
-        return np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :]
+        return np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
+
+    @property
+    def plane_weights(self) -> np.ndarray:
+        """``(1, fx)``: how many frequencies of the whole plane a bin stands for."""
+        return plane_weights(self.tile_shape[1])
+
+    def plane_mean(self, spectrum: np.ndarray) -> np.ndarray:
+        """Return the mean over the whole plane: the variance behind ``(..., fy, fx)`` spectra."""
+        weights = np.broadcast_to(self.plane_weights, spectrum.shape[-2:])
+        return np.asarray((spectrum * weights).sum(axis=(-2, -1)) / weights.sum())
 
     @property
     def usable(self) -> np.ndarray:
@@ -98,32 +109,6 @@ class Spectra:
         # Changes k frames apart share each frame with another one: Σρ² = 1 + 2·(1/2)².
         independent = pairs if lag == 0 or pairs < 2 else pairs / 1.5
         return max(independent * max(tiles * share, 1.0), 0.5)
-
-
-@dataclass(frozen=True)
-class CorrelationFit:
-    """Noise covariance fitted to a spectrum.
-
-    Attributes
-    ----------
-    covariance, error
-        ``(2R+1, 2R+1)``: covariance at each offset, and its standard error.
-    kept
-        ``(fy, fx)``: frequencies that took part; the others hold picture.
-    solve
-        ``(offsets, fy·fx)``: the linear map from a spectrum to the half plane of covariances.
-    """
-
-    covariance: np.ndarray
-    error: np.ndarray
-    kept: np.ndarray
-    solve: np.ndarray
-    spectrum: np.ndarray
-
-    def apply(self, spectrum: np.ndarray) -> np.ndarray:
-        """Return the ``(2R+1, 2R+1)`` covariance of another spectrum, by the same frequencies."""
-        radius = self.covariance.shape[0] // 2
-        return _mirrored(self.solve @ spectrum.ravel(), radius)
 
 
 def measure_spectra(
@@ -166,7 +151,7 @@ def measure_spectra(
     total = np.zeros((len(origins), shape[0], half), np.complex64)
     recent: dict[int, np.ndarray] = {}
     pixels: dict[int, np.ndarray] = {}
-    blocks: list[np.ndarray] = []
+    blocks = _Blocks()
     offset: np.ndarray | None = None
     read = 0
     differs = False
@@ -184,8 +169,7 @@ def measure_spectra(
                 pairs[k] += 1
         if index - 1 in pixels:
             differs = differs or not np.array_equal(tiles, pixels[index - 1])
-            if len(blocks) < 24:
-                blocks.append(_block_moments(tiles, pixels, index, offset))
+        blocks.add(tiles, pixels, index, offset)
         total += spectrum
         read += 1
         recent[index], pixels[index] = spectrum, tiles
@@ -195,138 +179,22 @@ def measure_spectra(
     far = np.maximum(read * sums[0] - total.real**2 - total.imag**2 - sums[1:].sum(axis=0), 0)
     far_pairs = read * (read - 1) // 2 - int(pairs[1:].sum())
     each = np.maximum(pairs, 1) * np.where(np.arange(lags + 1) > 0, 2, 1)
-    plane = _full_plane(sums / each[:, None, None, None], shape[1])
+    plane = sums / each[:, None, None, None]
     return Spectra(
         power=plane[0],
         change=plane[1:],
-        far=_full_plane(far / max(2 * far_pairs, 1), shape[1]),
+        far=far / max(2 * far_pairs, 1),
         pairs=pairs,
         far_pairs=far_pairs,
         origins=origins,
         window=tapers,
-        blocks=np.concatenate(blocks) if blocks else np.zeros((0, 2)),
-        block_pixels=min(_BLOCK, shape[0]) * min(_BLOCK, shape[1]),
+        blocks=blocks.moments(),
+        block_pixels=blocks.pixels,
         stuck_pixels=cleaner.stuck,
         spikes=cleaner.spikes,
         seen_pixels=len(origins) * shape[0] * shape[1],
         differs=differs,
     )
-
-
-def fit_correlation(
-    spectrum: np.ndarray,
-    *,
-    window: tuple[np.ndarray, np.ndarray],
-    usable: np.ndarray,
-    radius: int,
-    samples: float,
-) -> CorrelationFit:
-    """Fit the covariance of noise to a power spectrum in which some frequencies hold picture.
-
-    Noise whose correlation ends within r pixels has the spectrum Σ_r C(r) w(r) cos(2π f·r), with w
-    the taper's own correlation: the shorter the correlation, the smoother the spectrum. The
-    picture only ever adds power. So ever less smooth spectra are fitted from below, each with the
-    frequencies dropped that stand above it, until one explains most of the plane and overshoots
-    nowhere. What it leaves is the picture; all offsets are then fitted to the rest.
-
-    Parameters
-    ----------
-    spectrum
-        ``(fy, fx)`` power over the full plane.
-    window
-        Tapers along y and x.
-    usable
-        ``(fy, fx)`` frequencies that may be used at all.
-    radius
-        Largest offset R, px.
-    samples
-        Independent samples behind each frequency bin; sets the statistical error.
-    """
-    relative = max(1 / np.sqrt(samples), 1e-3)
-    level = max(float(np.mean(spectrum[usable])), 1e-30)
-    best, kept = -1.0, usable
-    for short in [r for r in (0, 1, 2, 3, 4, 6, 8, 12) if r < radius] + [radius]:
-        basis = _basis(window, short)
-        trial = usable
-        for _ in range(25):
-            model, half, solve = _least_squares(spectrum, basis, trial, relative, None)
-            misfit = (spectrum - model) / _tolerance(model, relative)
-            limit = max(4.0, 0.4 * float(misfit[usable].max()))
-            new = usable & (misfit < limit)
-            if new.sum() < 0.2 * usable.sum():
-                break
-            if limit == 4.0 and np.array_equal(new, trial):
-                break
-            trial = new
-        share = float(trial.sum() / usable.sum())
-        below = float((misfit[usable] < -4).mean())
-        score = share - 10 * below
-        if score > best + 0.03:
-            best, kept = score, trial
-        if share > 0.6 and below < 0.002:
-            kept = trial
-            break
-    basis = _basis(window, radius)
-    # Far offsets are rarely correlated: a weak prior settles what the dropped frequencies leave open.
-    dy, dx = _half_plane(radius)
-    prior = 0.3 * np.exp(-np.hypot(dy, dx) / 4)
-    prior[0] = 10
-    for _ in range(3):
-        model, half, solve = _least_squares(spectrum, basis, kept, relative, prior)
-        misfit = (spectrum - model) / _tolerance(model, relative)
-        kept = kept & (misfit < 4) if (kept & (misfit < 4)).sum() > 0.2 * usable.sum() else kept
-    noise = solve * (np.maximum(model, 0.05 * level) * relative * _HANN_OVERLAP).ravel()
-    error = np.sqrt((noise**2).sum(axis=1))
-    return CorrelationFit(_mirrored(half, radius), _mirrored(error, radius), kept, solve, model)
-
-
-def _least_squares(
-    spectrum: np.ndarray,
-    basis: np.ndarray,
-    kept: np.ndarray,
-    relative: float,
-    prior: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the fitted spectrum, its covariances, and the linear map between spectrum and them."""
-    level = max(float(np.mean(spectrum[kept])), 1e-30)
-    model = np.full(spectrum.shape, level)
-    for _ in range(2):
-        weight = np.where(kept, 1 / (np.maximum(model, 0) + 0.3 * level) ** 2, 0).ravel()
-        weight /= (relative * _HANN_OVERLAP) ** 2
-        right = basis.T * weight
-        normal = right @ basis
-        penalty = 1e-9 * np.diag(normal).mean() if prior is None else 1 / (prior * level) ** 2
-        normal[np.diag_indices_from(normal)] += penalty
-        solve = np.linalg.solve(normal, right)
-        half = solve @ spectrum.ravel()
-        model = (basis @ half).reshape(spectrum.shape)
-    return model, half, solve
-
-
-def _tolerance(model: np.ndarray, relative: float) -> np.ndarray:
-    level = max(float(model.mean()), 1e-30)
-    return (relative + 0.01) * np.maximum(model, 0) + 0.01 * level
-
-
-def lower_cluster(
-    values: np.ndarray, error: np.ndarray | float, start: float = 15.0
-) -> tuple[float, np.ndarray]:
-    """Return the centre of the lowest group of values that agree within their error, and who they are.
-
-    The picture pushes values up where it has power; where it has none, the values gather.
-    """
-    error = np.broadcast_to(np.asarray(error, float), values.shape)
-    centre = float(np.percentile(values, start) + np.median(error))
-    kept = np.ones(values.shape, bool)
-    for _ in range(30):
-        kept = np.abs(values - centre) < 2.5 * error + 1e-12
-        if not kept.any():
-            kept = values <= np.percentile(values, 25)
-        new = float(np.average(values[kept], weights=1 / np.maximum(error[kept], 1e-12) ** 2))
-        if abs(new - centre) < 1e-6:
-            break
-        centre = new
-    return centre, kept
 
 
 class _Cleaner:
@@ -388,26 +256,47 @@ def _filled(tiles: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     return out
 
 
-def _block_moments(
-    tiles: np.ndarray, pixels: dict[int, np.ndarray], index: int, offset: np.ndarray
-) -> np.ndarray:
-    """Return mean and variance of blocks, from the second difference where there is one."""
-    before = pixels[index - 1]
-    if index - 2 in pixels:
-        change = (tiles - 2 * before + pixels[index - 2]) / np.sqrt(np.float32(6))
-        level = (tiles + before + pixels[index - 2]) / 3
-    else:
-        change = (tiles - before) / np.sqrt(np.float32(2))
-        level = (tiles + before) / 2
-    change -= change.mean(axis=(1, 2), keepdims=True)
-    n, height, width = tiles.shape
-    by, bx = min(_BLOCK, height), min(_BLOCK, width)
+class _Blocks:
+    """Means and variances of small blocks, each from other frames than the other.
 
-    def blockwise(a: np.ndarray) -> np.ndarray:
+    Noise is skewed (a few electrons), so a block that happens to be bright is noisy as well: mean
+    and variance from the same frames would make a slope of their own.
+    """
+
+    def __init__(self) -> None:
+        self.levels: dict[int, np.ndarray] = {}
+        self.variances: dict[int, tuple[int, np.ndarray]] = {}
+        self.pixels = 1
+
+    def add(
+        self, tiles: np.ndarray, pixels: dict[int, np.ndarray], index: int, offset: np.ndarray
+    ) -> None:
+        self.levels[index] = self._blockwise(tiles) + offset
+        if index - 1 not in pixels:
+            return
+        change, order = tiles - pixels[index - 1], 1
+        if index - 2 in pixels:
+            # the second difference, in which a steady motion cancels
+            change, order = change - pixels[index - 1] + pixels[index - 2], 2
+        change -= change.mean(axis=(1, 2), keepdims=True)
+        self.variances[index] = order, self._blockwise(change**2) / (2, 6)[order - 1]
+
+    def moments(self) -> np.ndarray:
+        pairs = []
+        for index, (order, variance) in self.variances.items():
+            others = [i for i in self.levels if i < index - order or i > index]
+            near = sorted(others, key=lambda i: abs(i - index))[:LEVEL_FRAMES]
+            if near:
+                level = np.mean([self.levels[i] for i in near], axis=0)
+                pairs.append(np.stack([level.ravel(), variance.ravel()], axis=1))
+        return np.concatenate(pairs) if pairs else np.zeros((0, 2))
+
+    def _blockwise(self, a: np.ndarray) -> np.ndarray:
+        n, height, width = a.shape
+        by, bx = min(_BLOCK, height), min(_BLOCK, width)
+        self.pixels = by * bx
         a = a[:, : height // by * by, : width // bx * bx]
         return a.reshape(n, height // by, by, width // bx, bx).mean(axis=(2, 4))
-
-    return np.stack([(blockwise(level) + offset).ravel(), blockwise(change**2).ravel()], axis=1)
 
 
 def _sampled(count: int, frames: int, lags: int, skip: set[int]) -> Iterator[int]:
@@ -445,39 +334,10 @@ def _hann(size: int) -> np.ndarray:
     return np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
 
 
-def _full_plane(half: np.ndarray, width: int) -> np.ndarray:
-    """Return the full plane of frequencies of a symmetric spectrum known on its half plane."""
-    height, known = half.shape[-2:]
-    rest = half[..., _minus(height), :][..., width - np.arange(known, width)]
-    return np.concatenate([half, rest], axis=-1)
-
-
-def _minus(size: int) -> np.ndarray:
-    """Return where the frequency -f lies."""
-    return (-np.arange(size)) % size
-
-
-def _half_plane(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    dy, dx = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
-    middle = len(dy) // 2
-    return dy[middle:], dx[middle:]
-
-
-def _mirrored(half: np.ndarray, radius: int) -> np.ndarray:
-    side = 2 * radius + 1
-    return np.concatenate([half[:0:-1], half]).reshape(side, side)
-
-
-def _basis(window: tuple[np.ndarray, np.ndarray], radius: int) -> np.ndarray:
-    dy, dx = _half_plane(radius)
-    axes = []
-    for taper in window:
-        own = np.correlate(taper, taper, "full")[len(taper) - 1 :]
-        axes.append(np.concatenate([own / own[0], np.zeros(radius + 1)]))
-    share = axes[0][np.abs(dy)] * axes[1][np.abs(dx)]
-    fy = np.fft.fftfreq(len(window[0]))
-    fx = np.fft.fftfreq(len(window[1]))
-    phase = fy[:, None, None] * dy[None, None, :] + fx[None, :, None] * dx[None, None, :]
-    basis = 2 * share * np.cos(2 * np.pi * phase)
-    basis[..., 0] = 1
-    return basis.reshape(-1, len(dy))
+def plane_weights(width: int) -> np.ndarray:
+    """Return ``(1, fx)``: frequencies of the whole plane behind each bin of the half plane."""
+    weights = np.full((1, width // 2 + 1), 2.0)
+    weights[0, 0] = 1
+    if width % 2 == 0:
+        weights[0, -1] = 1
+    return weights

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .noise_spectrum import Spectra, lower_cluster
+from .noise_fit import lower_cluster
+from .noise_spectrum import HANN_OVERLAP, Spectra
 
 __all__ = ["TemporalNoise", "temporal_noise"]
 
@@ -73,7 +74,7 @@ def temporal_noise(
     error = np.full(lags + 1, np.nan)
     correlation[0], error[0] = 1.0, 0.0
     power = np.average(spectra.power, axis=0, weights=weights)
-    strong = spectra.usable & (noise > 0.25)
+    strong = spectra.usable & (noise > 0.05)
     warnings: list[str] = []
     fraction, fraction_error = _fixed_pattern(spectra, power, noise, weights)
     fixed = fraction > MATERIAL_PATTERN and fraction > _SIGMAS * fraction_error
@@ -88,7 +89,7 @@ def temporal_noise(
         ratio = (1 - change / power)[strong]
         spread = 1 / np.sqrt(2 * spectra.samples(lag, tiles))
         centre, kept = lower_cluster(ratio, spread)
-        alone = max(kept.sum() / 2 / 1.944**2, 1)
+        alone = max(kept.sum() / HANN_OVERLAP**2, 1)
         correlation[lag] = centre
         error[lag] = np.hypot(spread / np.sqrt(alone), 0.003)
         lasting = max(float(far[strong][kept].mean()), 0.0) if far is not None else 0.0
@@ -120,21 +121,20 @@ def _fixed_pattern(
     corner = np.hypot(fy, fx) > 0.5
     tiles = len(spectra.origins)
     spread = float(np.median(power[corner])) / np.sqrt(2 * spectra.samples(0, tiles))
-    total = float(np.average(spectra.change[0], axis=0, weights=weights).mean())
+    total = float(spectra.plane_mean(np.average(spectra.change[0], axis=0, weights=weights)))
     pixel, kept = lower_cluster(frozen[corner], spread)
-    pixel_error = spread / np.sqrt(max(kept.sum() / 2 / 1.944**2, 1))
+    pixel_error = spread / np.sqrt(max(kept.sum() / HANN_OVERLAP**2, 1))
     lines = 0.0
     height, width = spectra.tile_shape
-    for values, across in ((frozen[0], height), (frozen[:, 0], width)):
-        along = np.abs(np.fft.fftfreq(len(values)))
-        bands = [
-            np.median(values[(along > a) & (along <= b)])
-            for a, b in ((0.25, 0.375), (0.375, 0.5))
-            if ((along > a) & (along <= b)).any()
-        ]
-        if bands:
-            line = (min(bands) - pixel) * 1.5 / across
-            if line > 4 * spread * 1.5 / across:
+    # A pattern of columns has all its power at fy = 0, spread by the taper over 1.5 bins.
+    for values, along, across in (
+        (frozen[0], fx[0], height),
+        (frozen[: height // 2 + 1, 0], np.abs(fy[: height // 2 + 1, 0]), width),
+    ):
+        bands = [(along > 0.25) & (along <= 0.375), (along > 0.375) & (along <= 0.5)]
+        if all(band.any() for band in bands):
+            line = (min(float(np.median(values[band])) for band in bands) - pixel) * 1.5 / across
+            if line > _SIGMAS * spread * 1.5 / across:
                 lines += line
     fraction = max(pixel, 0.0) + lines
     return fraction / (fraction + total), float(np.hypot(pixel_error, 0.003))
