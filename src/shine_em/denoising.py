@@ -82,9 +82,7 @@ class Denoiser:
         self.tile = tile or _TILE[model.config.kind]
         network = build(model.config)
         network.load_state_dict(model.state.best)
-        self.memory = (
-            torch.contiguous_format if self.device.type == "mps" else torch.channels_last
-        )
+        self.memory = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -159,7 +157,10 @@ class Denoiser:
                 [[empty if i is None else cache[i][1] for i in window] for window in picked]
             )
             for t, x in zip(ts, self.predict(stacks), strict=True):
-                yield t, cache[t][0], model.normalisation.invert(x)
+                raw = cache[t][0]
+                # A blanked frame holds no picture to restore: it is handed on as it is.
+                good = timeline.usable[t]
+                yield t, raw, model.normalisation.invert(x) if good else raw.astype(np.float32)
 
 
 class _FrameCache:

@@ -44,7 +44,7 @@ class LazyFrames:
     """
 
     def __init__(
-        self, read_frame: Callable[[int], np.ndarray], shape: tuple[int, int, int], dtype: Any
+        self, read_frame: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: Any
     ) -> None:
         self._read = read_frame
         self.shape = tuple(int(n) for n in shape)
@@ -259,7 +259,7 @@ class Movie:
         )
 
     def with_data(self, data: Frames, *, did: str) -> Movie:
-        """Return the movie with new pixel values of the same frame shape, ``did`` in its history."""
+        """Return the movie with new pixel values of the same frame size, ``did`` in its history."""
         return replace(self, data=data, history=(*self.history, did))
 
 

@@ -159,9 +159,7 @@ class _Network(nn.Module):
         A tile that is larger by this on each side gives the same output as the whole frame.
         """
         donuts = [m for m in self.modules() if isinstance(m, Donut)]
-        widest = max(
-            2**d.level * (max(d.dilation(hole)) + 1) + d.spread + d.reach for d in donuts
-        )
+        widest = max(2**d.level * (max(d.dilation(hole)) + 1) + d.spread + d.reach for d in donuts)
         needed = max(widest, self._open_reach())
         return -(-needed // self.stride) * self.stride
 
@@ -235,7 +233,8 @@ class PaperNetwork(_Network):
         width, neighbours = config.channels, config.frames - 1
         side = width // 4 if neighbours else 0
         self.centre_stem = nn.Conv2d(1, width - side, 1, bias=False)
-        steps = [nn.Conv2d(neighbours, side, 3, padding=1, bias=False)] if neighbours else []
+        steps: list[nn.Module] = []
+        steps += [nn.Conv2d(neighbours, side, 3, padding=1, bias=False)] if neighbours else []
         for _ in range(config.paper_radius if neighbours else 0):
             steps += [nn.GELU(), _conv3(side, side, bias=False)]
         self.neighbour_stem = nn.Sequential(*steps)
@@ -338,12 +337,13 @@ class LeanNetwork(_Network):
         for level, convs in enumerate(self.trunk):
             if level:
                 x = F.avg_pool2d(x, 2)
+            assert isinstance(convs, nn.ModuleList)
             for conv in convs:
                 y = F.relu(conv(x))
                 x = x + y if y.shape == x.shape else y
             features.append(x)
         shared = None
-        if self.open is not None:
+        if self.open is not None and self.join is not None:
             shared = self.join(self.open(window[:, list(self.config.open_slots)], mask))
         return torch.stack([self._read(near, features, shared, hole) for hole in holes])
 

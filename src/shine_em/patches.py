@@ -310,9 +310,7 @@ class PatchPool:
             weights.append(weight)
         return Batch(np.stack(windows), np.stack(weights))
 
-    def _draw_window(
-        self, t: int, rng: np.random.Generator, one_sided: float, run: _Run
-    ) -> Window:
+    def _draw_window(self, t: int, rng: np.random.Generator, one_sided: float, run: _Run) -> Window:
         side = rng.random()
         if side < one_sided / 2:
             window = self.timeline.window(t, self.frames, first=t)

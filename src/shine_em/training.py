@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -276,9 +276,7 @@ class _Trainer:
             settings = self.settings = state.settings
             _load_optimiser(optimiser, named, state.optimiser, self.device)
         before = state.seconds
-        average = {
-            k: v.to(self.device).clone() for k, v in (state.average or _copy(named)).items()
-        }
+        average = {k: v.to(self.device).clone() for k, v in (state.average or _copy(named)).items()}
         scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
         steps = settings.steps or self._steps_from_epochs(seconds)
         planner = _Planner(seconds, started, given=steps is not None)
@@ -384,7 +382,7 @@ class _Trainer:
         return value
 
     @torch.inference_mode()
-    def _judge(self, state: TrainedState, weights: dict[str, Tensor], step: int) -> float:
+    def _judge(self, state: TrainedState, weights: Mapping[str, Tensor], step: int) -> float:
         """Measure the validation loss of ``weights`` and keep them where they are the best."""
         network = build(self.config)
         network.load_state_dict(weights)

@@ -1,0 +1,556 @@
+"""The command line: ``shine denoise movie.dm4`` and its companions. Thin callers, no science."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from .errors import ShineError
+
+# A laptop also runs a browser: threads that sleep while they wait lose far less to it than
+# threads that spin, and nothing on an idle machine. It must be set before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+app = App(
+    name="shine",
+    help="Denoise electron-microscopy movies, trained on nothing but the movie itself.",
+    help_epilogue=(
+        "Example: `shine denoise movie.dm4` writes `movie_denoised.tif` and `movie_report.html`."
+    ),
+    version_flags=["--version"],
+    help_format="markdown",
+)
+simulate_app = App(
+    name="simulate",
+    help="Simulate movies whose truth is known.",
+    help_epilogue="Example: `shine simulate au-growth --frames 100 --size 512 -o scene`",
+)
+app.command(simulate_app)
+
+_movie = Group("Movie", help="What to read, and how.", sort_key=1)
+_how = Group("Denoising", sort_key=2)
+_out = Group("Results", sort_key=3)
+
+File = Annotated[
+    Path, Parameter(help="Movie file, folder of frames, or a pattern in quotes ('run_*.tif').")
+]
+Signal = Annotated[
+    str | None,
+    Parameter("--signal", group=_movie, help="Detector or data set, where a file holds several."),
+]
+Signed = Annotated[
+    bool | None,
+    Parameter("--signed", group=_movie, help="Whether 8-bit MRC values are signed."),
+]
+Frames = Annotated[
+    str | None, Parameter("--frames", group=_movie, help="Take frames `a:b:step` (b not included).")
+]
+Crop = Annotated[
+    str | None, Parameter("--crop", group=_movie, help="Take rows and columns `y0:y1,x0:x1`.")
+]
+PixelSize = Annotated[
+    float | None, Parameter("--pixel-size", group=_movie, help="Pixel size in nm, if wrong.")
+]
+FrameTime = Annotated[
+    float | None, Parameter("--frame-time", group=_movie, help="Time per frame in s, if wrong.")
+]
+Budget = Annotated[
+    str | None,
+    Parameter(
+        "--time-budget",
+        group=_how,
+        help="Wall time of the whole job, as `60s` or `5min` (default: 4min).",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    Parameter("--steps", group=_how, help="Train exactly so many steps (for exact repeats)."),
+]
+Preset = Annotated[
+    Literal["lean", "paper"],
+    Parameter(
+        "--preset", group=_how, help="`paper`: the published network and recipe (hours on a GPU)."
+    ),
+]
+HoleText = Annotated[
+    str | None,
+    Parameter(
+        "--hole", group=_how, help="Blind spot, rows x columns, as `3x3` (default: measured)."
+    ),
+]
+WindowFrames = Annotated[int, Parameter("--window", group=_how, help="Frames seen at a time, odd.")]
+Ensemble = Annotated[
+    bool,
+    Parameter("--ensemble", group=_how, help="Average over several sizes of the blind spot."),
+]
+Seed = Annotated[int, Parameter("--seed", group=_how, help="Seed of everything random.")]
+Device = Annotated[
+    str, Parameter("--device", group=_how, help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    Parameter("--precision", group=_how, help="`auto` takes the fastest that the device has."),
+]
+Overwrite = Annotated[
+    bool, Parameter("--overwrite", group=_out, negative="", help="Replace existing results.")
+]
+Quiet = Annotated[
+    bool, Parameter(["--quiet", "-q"], group=_out, negative="", help="Show only the results.")
+]
+
+
+@app.command(help_epilogue="Example: `shine denoise movie.dm4 --time-budget 5min -o results/`")
+def denoise(
+    file: File,
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        Parameter(
+            ["--output", "-o"],
+            group=_out,
+            help="Folder, or name of the movie; its suffix chooses the format: .tif .mrc .zarr "
+            ".npy .hspy.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "same"],
+        Parameter("--dtype", group=_out, help="`same`: the input's type, rounded and clipped."),
+    ] = "float32",
+    report: Annotated[
+        bool, Parameter("--report", group=_out, help="Write the HTML report.")
+    ] = True,
+    mp4: Annotated[
+        bool,
+        Parameter("--mp4", group=_out, negative="", help="Also write a side-by-side video."),
+    ] = False,
+    keep_model: Annotated[
+        bool,
+        Parameter("--keep-model", group=_out, negative="", help="Also write the trained model."),
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    time_budget: Budget = None,
+    steps: Steps = None,
+    preset: Preset = "lean",
+    hole: HoleText = None,
+    window: WindowFrames = 5,
+    ensemble: Ensemble = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    model: Annotated[
+        Path | None,
+        Parameter("--model", group=_how, help="Use this trained model, do not train."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        Parameter("--resume", group=_how, help="Go on training this interrupted model."),
+    ] = None,
+    signal: Signal = None,
+    signed: Signed = None,
+    frames: Frames = None,
+    crop: Crop = None,
+    pixel_size: PixelSize = None,
+    frame_time: FrameTime = None,
+) -> None:
+    """Denoise a movie: measure its noise, train on it alone, write movie and report."""
+    from .checkpoint import Model
+    from .display import Display
+    from .files import Outputs, denoise_file, save_interrupted
+    from .job import Interrupted
+
+    options = _options(
+        preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
+        ensemble=ensemble, seed=seed, device=device, precision=precision,
+    )  # fmt: skip
+    if model is not None and resume is not None:
+        raise ShineError("--model uses a model as it is, --resume trains it further: give one.")
+    source = _source(file)
+    outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
+    if not overwrite:
+        outputs.refuse_existing()
+    if output is not None and output.suffix == "":
+        output.mkdir(parents=True, exist_ok=True)
+        outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
+        if not overwrite:
+            outputs.refuse_existing()
+    trained = Model.load(model) if model else None
+    unfinished = Model.load(resume) if resume else None
+    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    with Display(console, quiet=quiet) as display:
+        try:
+            done = denoise_file(
+                movie, outputs, options=options, model=trained, resume=unfinished, dtype=dtype,
+                overwrite=overwrite, started=_started(), progress=display,
+            )  # fmt: skip
+        except Interrupted as stopped:
+            path = save_interrupted(stopped, outputs)
+            raise _Stopped(
+                f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
+                f"{path}:\n  finish training:  shine denoise {file} --resume {path}\n"
+                f"  use it as it is:  shine denoise {file} --model {path}"
+            ) from None
+    _summary(done.result, [p for p in outputs.all() if p.exists()])
+
+
+@app.command(
+    help_epilogue="Example: `shine train movie.dm4 --time-budget 30min -o movie.safetensors`"
+)
+def train(
+    file: File,
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        Parameter(["--output", "-o"], group=_out, help="Model file (.safetensors)."),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    time_budget: Budget = None,
+    steps: Steps = None,
+    preset: Preset = "lean",
+    hole: HoleText = None,
+    window: WindowFrames = 5,
+    ensemble: Ensemble = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    resume: Annotated[
+        Path | None,
+        Parameter("--resume", group=_how, help="Go on training this interrupted model."),
+    ] = None,
+    signal: Signal = None,
+    signed: Signed = None,
+    frames: Frames = None,
+    crop: Crop = None,
+    pixel_size: PixelSize = None,
+    frame_time: FrameTime = None,
+) -> None:
+    """Train a model on a movie, to be used with `shine denoise --model`."""
+    from .checkpoint import Model
+    from .display import Display
+    from .job import Interrupted, train_model
+
+    options = _options(
+        preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
+        ensemble=ensemble, seed=seed, device=device, precision=precision,
+    )  # fmt: skip
+    source = _source(file)
+    path = output or source.with_name(f"{source.stem}_model.safetensors")
+    if path.exists() and not overwrite:
+        raise ShineError(f"{path} exists. Choose another name with -o, or add --overwrite.")
+    if not path.parent.is_dir():
+        raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
+    unfinished = Model.load(resume) if resume else None
+    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    with Display(console, quiet=quiet) as display:
+        try:
+            model, plan = train_model(
+                movie, options=options, resume=unfinished, started=_started(), progress=display
+            )
+        except Interrupted as stopped:
+            stopped.model.save(path, overwrite=overwrite)
+            raise _Stopped(
+                f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
+                f"{path}; go on with:\n  shine train {file} --resume {path} -o {path} --overwrite"
+            ) from None
+    model.save(path, overwrite=overwrite)
+    for warning in plan.warnings:
+        console.print(f"[yellow]![/] {warning}", soft_wrap=True)
+    state = model.state
+    console.print(
+        f"Trained {state.step} steps in {state.seconds:.0f} s; validation loss "
+        f"{state.best_loss:.4f} at step {state.best_step}."
+    )
+    console.print(f"Model: {path}", soft_wrap=True)
+
+
+@app.command(help_epilogue="Example: `shine noise movie.dm4 --figure noise.png --json noise.json`")
+def noise(
+    file: File,
+    /,
+    *,
+    figure: Annotated[
+        Path | None, Parameter("--figure", group=_out, help="Write the picture (.png, .svg, .pdf).")
+    ] = None,
+    as_json: Annotated[
+        Path | None, Parameter("--json", group=_out, help="Write the numbers as JSON.")
+    ] = None,
+    overwrite: Overwrite = False,
+    signal: Signal = None,
+    signed: Signed = None,
+    frames: Frames = None,
+    crop: Crop = None,
+) -> None:
+    """Measure a movie's noise and recommend the blind spot (paper, Eq. 4)."""
+    import numpy as np
+
+    from .doctor import check
+    from .noise import format_table, noise_statistics
+
+    for path in (figure, as_json):
+        if path is not None and path.exists() and not overwrite:
+            raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
+    movie = _open(file, signal, signed, frames, crop, None, None)
+    health = check(movie)
+    stats = noise_statistics(
+        movie,
+        skip_frames=np.flatnonzero(health.blank).tolist(),
+        bad_pixels=health.bad_pixels,
+    )
+    console.print(format_table(stats), markup=False, soft_wrap=True)
+    if as_json is not None:
+        _write_text(as_json, json.dumps(stats.to_dict(), indent=2) + "\n")
+        console.print(f"Numbers: {as_json}", soft_wrap=True)
+    if figure is not None:
+        from .noise_figure import plot_noise
+
+        _replace(figure, lambda draft: plot_noise(stats).savefig(draft, dpi=150))
+        console.print(f"Picture: {figure}", soft_wrap=True)
+
+
+@app.command(help_epilogue="Example: `shine info movie.dm4 --check`")
+def info(
+    file: File,
+    /,
+    *,
+    check: Annotated[
+        bool,
+        Parameter("--check", negative="", help="Examine the pixels as well: the input doctor."),
+    ] = False,
+    signal: Signal = None,
+    signed: Signed = None,
+    frames: Frames = None,
+    crop: Crop = None,
+    pixel_size: PixelSize = None,
+    frame_time: FrameTime = None,
+) -> None:
+    """Show what was understood of a file; with --check, what is wrong with it."""
+    from .io import describe
+
+    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    facts = describe(movie)
+    width = max(map(len, facts))
+    for label, value in facts.items():
+        console.print(f"{label:<{width}}  {value}", markup=False, soft_wrap=True)
+    if check:
+        from .doctor import check as examine
+        from .doctor import format_findings
+
+        console.print()
+        console.print(format_findings(examine(movie, thorough=True)), markup=False, soft_wrap=True)
+
+
+@simulate_app.command(
+    name="au-growth", help_epilogue="Example: `shine simulate au-growth --frames 24 --size 256`"
+)
+def simulate_au_growth(
+    *,
+    frames: Annotated[int, Parameter(help="Number of frames.")] = 100,
+    size: Annotated[int, Parameter(help="Width and height, px.")] = 512,
+    seed: Annotated[int, Parameter(help="Seed of everything random.")] = 0,
+    dose: Annotated[float, Parameter(help="Electrons per Å² and frame.")] = 20.0,
+    pixel_size: Annotated[float, Parameter(help="Pixel size, nm.")] = 1.045,
+    particles: Annotated[
+        int | None, Parameter(help="Number of particles (default: 350 in 512×512).")
+    ] = None,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the movies.")] = Path(
+        "au-growth"
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """Au nanoparticles growing in a silicon nitride liquid cell (paper, fig. 1D).
+
+    Writes noisy.tif, truth.tif (expected counts, blurred by the detector but free of noise),
+    unblurred.tif and parameters.json.
+    """
+    from .display import Display
+    from .simulate import au_growth, save
+
+    with Display(console) as display:
+        scene = au_growth(
+            frames=frames, size=size, seed=seed, dose_e_per_A2=dose, pixel_size_nm=pixel_size,
+            particles=particles, progress=display.count("simulating"),
+        )  # fmt: skip
+    for name, path in save(scene, output, overwrite=overwrite).items():
+        console.print(f"{name:<10}  {path}", soft_wrap=True)
+
+
+@app.command(help_epilogue="Example: `shine demo -o demo`")
+def demo(
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for everything.")] = Path(
+        "demo"
+    ),
+    time_budget: Annotated[
+        str, Parameter("--time-budget", help="Wall time for denoising, as `2min`.")
+    ] = "2min",
+    frames: Annotated[int, Parameter(help="Number of frames.")] = 60,
+    size: Annotated[int, Parameter(help="Width and height, px.")] = 384,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a movie, denoise it, and compare with the truth. Results are replaced."""
+    from .demo import run_demo
+    from .display import Display
+    from .job import parse_duration
+
+    with Display(console) as display:
+        shown = run_demo(
+            output, budget_s=parse_duration(time_budget), frames=frames, size=size, seed=seed,
+            simulating=display.count("simulating"), progress=display,
+        )  # fmt: skip
+    for line in shown.lines():
+        console.print(line, soft_wrap=True)
+
+
+class _Stopped(Exception):
+    """Ctrl-C that left something worth telling."""
+
+
+def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
+    from .job import Options, parse_duration
+
+    return Options(
+        time_budget=None if time_budget is None else parse_duration(time_budget),
+        hole=None if hole is None else _parse_hole(hole),
+        **more,
+    )
+
+
+def _parse_hole(text: str) -> tuple[int, int]:
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) == 1:
+        parts *= 2
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise ShineError(f"--hole {text!r}: write rows x columns, both odd, as in 3x3 or 1x5.")
+    return int(parts[0]), int(parts[1])
+
+
+def _source(file: Path) -> Path:
+    """Return what results are named after: the file, or a pattern's folder."""
+    text = str(file)
+    if not file.exists() and any(c in text for c in "*?["):
+        fixed = [p for p in file.parts if not any(c in p for c in "*?[")]
+        return Path(*fixed) if fixed else Path.cwd() / "movie"
+    return Path(os.path.normpath(file))
+
+
+def _open(
+    file: Path,
+    signal: str | None,
+    signed: bool | None,
+    frames: str | None,
+    crop: str | None,
+    pixel_size: float | None,
+    frame_time: float | None,
+) -> Any:
+    from .files import open_movie
+    from .io import parse_crop, parse_frames
+
+    return open_movie(
+        file,
+        signal=int(signal) if signal is not None and signal.isdigit() else signal,
+        signed=signed,
+        frames=None if frames is None else parse_frames(frames),
+        crop=None if crop is None else parse_crop(crop),
+        pixel_size_nm=pixel_size,
+        frame_time_s=frame_time,
+    )
+
+
+def _summary(result: Any, written: list[Path]) -> None:
+    import numpy as np
+
+    state, model, stats = result.model.state, result.model, result.noise
+    for warning in result.warnings:
+        console.print(f"[yellow]![/] {warning}", soft_wrap=True)
+    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
+    console.print(
+        f"Noise: σ {stats.sigma:.4g}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
+        f"({stats.confidence} confidence); used {holes}."
+    )
+    console.print(f"Model: {model.config.kind}, {state.step} steps, {state.stopped}.")
+    seen = result.observations
+    with np.errstate(invalid="ignore"):
+        raw, clean = (
+            float(np.nanmedian(v)) if np.isfinite(v).any() else float("nan")
+            for v in (np.asarray(seen.snr_raw), np.asarray(seen.snr_denoised))
+        )
+    console.print(f"SNR, neighbouring frames (Eq. 5): {raw:.1f} → {clean:.1f} dB")
+    if result.halves:
+        a, b = (float(np.median(result.halves[k])) for k in ("raw", "denoised"))
+        console.print(f"SNR, halves that share no frame:  {a:.1f} → {b:.1f} dB")
+    console.print(f"Done in {result.seconds:.0f} s:")
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    _replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file beside ``path`` and rename it into place."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        make(draft)
+        os.replace(draft, path)
+    except (OSError, ValueError) as error:
+        raise ShineError(f"{path} could not be written ({error}).") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _started() -> float:
+    """Return the `time.monotonic` at which this process began: a budget counts from there."""
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        age = uptime - float(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return _IMPORTED
+    return now - age if 0 <= age < 600 else _IMPORTED
+
+
+_IMPORTED = time.monotonic()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit codes: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except ShineError as error:
+        errors.print(f"[bold red]shine:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except CycloptsError as error:
+        errors.print(f"[bold red]shine:[/] {_escape(str(error))} See shine --help.", soft_wrap=True)
+        sys.exit(2)
+    except _Stopped as stopped:
+        errors.print(_escape(str(stopped)), soft_wrap=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        errors.print("Interrupted; nothing was left half-written.")
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

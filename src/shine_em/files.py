@@ -1,0 +1,228 @@
+"""The main job on files: ``movie.dm4`` → ``movie_denoised.tif`` and ``movie_report.html``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .checkpoint import Model, input_hash, versions
+from .errors import ShineError
+from .io import describe, open_writer, read
+from .job import Event, Interrupted, Options, Result, history, run
+from .movie import Movie
+from .report import ReportData, write_report
+
+__all__ = ["FileResult", "Outputs", "denoise_file", "open_movie", "report_data"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results go; None for "not wanted"."""
+
+    movie: Path
+    report: Path | None
+    model: Path | None = None
+    video: Path | None = None
+
+    @classmethod
+    def beside(
+        cls,
+        source: Path,
+        *,
+        output: Path | None = None,
+        report: bool = True,
+        model: bool = False,
+        video: bool = False,
+    ) -> Outputs:
+        """Name the outputs after the input, beside it or where ``output`` says.
+
+        ``output`` is a folder (existing, or written with a trailing slash) or the movie's name.
+        """
+        stem = source.stem if source.suffix else source.name
+        folder, name = source.parent, f"{stem}_denoised.tif"
+        if output is not None:
+            if output.is_dir():
+                folder = output
+            else:
+                folder, name = output.parent, output.name
+                stem = output.stem.removesuffix("_denoised")
+        return cls(
+            folder / name,
+            folder / f"{stem}_report.html" if report else None,
+            folder / f"{stem}_model.safetensors" if model else None,
+            folder / f"{stem}_movie.mp4" if video else None,
+        )
+
+    def all(self) -> list[Path]:
+        """Return the wanted paths."""
+        return [p for p in (self.movie, self.report, self.model, self.video) if p is not None]
+
+    def refuse_existing(self) -> None:
+        """Raise `ShineError` where a result would replace a file."""
+        for path in self.all():
+            if path.exists():
+                raise ShineError(
+                    f"{path} exists. Choose another place with -o, or add --overwrite."
+                )
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What was done, and where it lies."""
+
+    result: Result
+    outputs: Outputs
+    clipped: int
+
+
+def open_movie(
+    path: str | Path,
+    *,
+    signal: str | int | None = None,
+    signed: bool | None = None,
+    frames: slice | None = None,
+    crop: tuple[slice, slice] | None = None,
+    pixel_size_nm: float | None = None,
+    frame_time_s: float | None = None,
+) -> Movie:
+    """Read a movie, correct its calibration and take a part of it (in this order)."""
+    movie = read(path, signal=signal, signed=signed)
+    movie = movie.calibrated(pixel_size_nm=pixel_size_nm, frame_time_s=frame_time_s)
+    return movie.select(frames, crop) if frames or crop else movie
+
+
+def denoise_file(
+    movie: Movie,
+    outputs: Outputs,
+    *,
+    options: Options,
+    model: Model | None = None,
+    resume: Model | None = None,
+    dtype: Literal["float32", "same"] = "float32",
+    overwrite: bool = False,
+    started: float | None = None,
+    progress: Callable[[Event], None] | None = None,
+) -> FileResult:
+    """Denoise a movie frame by frame into a file, and write the report beside it.
+
+    Parameters
+    ----------
+    movie
+        The (lazy) movie, as `open_movie` gives it.
+    outputs
+        Where the results go.
+    options, model, resume, started, progress
+        See `shine_em.job.run`.
+    dtype
+        Of the written movie: "float32", or "same" as the input's (rounded and clipped).
+    overwrite
+        Whether existing files may be replaced.
+
+    Raises
+    ------
+    ShineError
+        If a result exists, cannot be written, or the movie cannot be denoised.
+    Interrupted
+        On Ctrl-C during training, with the model so far.
+    """
+    if not overwrite:
+        outputs.refuse_existing()
+    began = datetime.now(UTC)
+    # The history is written first, before it is known how many steps will fit.
+    like = replace(movie, history=(*movie.history, _planned(options, model or resume)))
+    writing_s = movie.shape[0] * movie.shape[1] * movie.shape[2] * 4 / 200e6
+    with open_writer(outputs.movie, like, dtype=dtype, overwrite=overwrite) as writer:
+
+        def sink(_t: int, frame: np.ndarray) -> None:
+            writer.append(frame)
+
+        result = run(
+            movie, sink, options=options, model=model, resume=resume, started=started,
+            writing_s=writing_s, progress=progress,
+        )  # fmt: skip
+    warnings = result.warnings
+    if writer.clipped:
+        warnings += (
+            f"{writer.clipped} pixel values did not fit {movie.dtype} and were clipped to its "
+            "range; --dtype float32 keeps them.",
+        )
+        result = replace(result, warnings=warnings)
+    tell = progress or (lambda _event: None)
+    if outputs.model is not None:
+        result.model.save(outputs.model, overwrite=overwrite)
+    if outputs.report is not None:
+        tell(Event("writing the report", 0, 1))
+        data = report_data(movie, result, outputs, began)
+        write_report(outputs.report, data, overwrite=overwrite)
+    if outputs.video is not None:
+        from .video import write_side_by_side
+
+        tell(Event("writing the video", 0, 1))
+        write_side_by_side(outputs.video, movie, read(outputs.movie), overwrite=overwrite)
+    return FileResult(result, outputs, writer.clipped)
+
+
+def _planned(options: Options, model: Model | None) -> str:
+    if model is not None:
+        return history(model)
+    how = f"{options.steps} steps" if options.steps else "trained on itself"
+    return (
+        f"denoised by shine-em {versions()['shine-em']} ({options.preset}, {how}, seed "
+        f"{options.seed})"
+    )
+
+
+def report_data(movie: Movie, result: Result, outputs: Outputs, began: datetime) -> ReportData:
+    """Gather what the report shows."""
+    state, model = result.model.state, result.model
+    return ReportData(
+        movie=describe(movie),
+        noise=result.noise,
+        health_findings=result.health.findings,
+        observations=result.observations,
+        training={
+            "steps": state.step,
+            "seconds": state.seconds,
+            "train_loss": state.train_loss,
+            "validation_loss": state.validation_loss,
+            "best_step": state.best_step,
+            "preset": state.settings.preset,
+            "holes": [list(h) for h in model.holes],
+            "frames": state.config.frames,
+            "parameters": sum(v.numel() for v in state.best.values()),
+            "stopped": state.stopped,
+            "batch": state.settings.batch,
+            "crop": state.settings.crop,
+            "optimiser": state.settings.optimiser,
+            "learning_rate": state.settings.learning_rate,
+        },
+        halves_snr=result.halves,
+        warnings=list(result.warnings),
+        provenance={
+            **{k: str(v) for k, v in model.provenance.items()},
+            "input_hash": str(model.provenance.get("input_hash") or input_hash(movie)),
+            "command": " ".join(sys.argv),
+            "output": str(outputs.movie),
+            "began": began.isoformat(timespec="seconds"),
+            "wall time": f"{result.seconds:.1f} s",
+        },
+        pixel_size_nm=movie.pixel_size_nm,
+        frame_time_s=movie.frame_time_s,
+    )
+
+
+def save_interrupted(stopped: Interrupted, outputs: Outputs) -> Path:
+    """Write an interrupted model beside the outputs, under a name that is still free."""
+    stem = outputs.movie.stem.removesuffix("_denoised")
+    path = outputs.movie.with_name(f"{stem}_model.safetensors")
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{stem}_model_{number}.safetensors")
+        number += 1
+    return stopped.model.save(path)

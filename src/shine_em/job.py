@@ -1,0 +1,628 @@
+"""The main job, from a noisy movie to a denoised one: check, measure, train, denoise."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Model, input_hash, versions
+from .compute import keep_freed_memory, pick_device, pick_precision
+from .denoising import Denoiser, mean_tolerance
+from .doctor import Health, check
+from .errors import ShineError
+from .metrics import snr
+from .movie import Movie
+from .network import LARGEST_HOLE, Hole, NetworkConfig, check_hole
+from .noise import NoiseStatistics, noise_statistics
+from .observing import Observations, Observer
+from .patches import Normalisation, Timeline
+from .training import PRESETS, Progress, TrainedState, TrainingSettings, train
+
+__all__ = [
+    "Event", "Interrupted", "Options", "Plan", "Result", "denoise", "parse_duration", "prepare",
+    "run", "train_model",
+]  # fmt: skip
+
+DEFAULT_BUDGET_S = 240.0
+# Wall time kept for the report and for closing the files.
+_REPORT_S = 6.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Where the job is: ``done`` of ``total`` in a stage, with what is worth showing."""
+
+    stage: str
+    done: int
+    total: int
+    text: str = ""
+    seconds_left: float | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to denoise. The defaults suit most movies.
+
+    Attributes
+    ----------
+    preset
+        "lean", or "paper" for the published network and recipe.
+    time_budget
+        Seconds of wall time for the whole job. None: 4 minutes (preset "paper": as long as its
+        2000 epochs take).
+    steps
+        Exact number of training steps, for exact repeats; then ``time_budget`` is not used.
+    hole
+        Blind spot, rows × columns; None to measure it.
+    frames
+        Frames in a window, odd (the paper: 5).
+    ensemble
+        Average over several hole sizes.
+    seed
+        Of everything random.
+    device, precision
+        "auto", or what PyTorch calls it ("cpu", "cuda", "mps"); "auto", "fp32", "bf16", "fp16".
+    tile
+        Widest tile at inference, px; None to choose.
+    """
+
+    preset: str = "lean"
+    time_budget: float | None = None
+    steps: int | None = None
+    hole: Hole | None = None
+    frames: int = 5
+    ensemble: bool = True
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ShineError(f"Unknown preset {self.preset!r}: choose {' or '.join(PRESETS)}.")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise ShineError("The time budget must be positive, as in 5min or 90s.")
+        if self.steps is not None and self.steps < 1:
+            raise ShineError(f"The number of steps must be at least 1, not {self.steps}.")
+        if self.frames < 1 or self.frames % 2 == 0:
+            raise ShineError(f"The number of frames in a window must be odd, not {self.frames}.")
+        if self.hole is not None:
+            check_hole(self.hole)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time budget that applies."""
+        if self.steps is not None:
+            return None
+        if self.time_budget is None and self.preset == "lean":
+            return DEFAULT_BUDGET_S
+        return self.time_budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was measured of a movie, and what is to be done with it."""
+
+    health: Health
+    noise: NoiseStatistics
+    config: NetworkConfig
+    settings: TrainingSettings
+    holes: tuple[Hole, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A denoised movie and everything that is needed to trust it.
+
+    Attributes
+    ----------
+    movie
+        The denoised movie, float32, in the input's units and calibration. After `run` with a
+        sink of its own it is the input movie.
+    model
+        The trained model (``model.save(path)``).
+    health, noise
+        The input check and the noise statistics.
+    observations
+        What was collected for the report.
+    halves
+        SNR in dB of even and odd frames denoised without sharing a frame:
+        ``{"frames": [...], "raw": [...], "denoised": [...]}``; None where the movie is too short.
+    warnings
+        What the user should know, plain sentences.
+    seconds
+        Wall time of the whole job.
+    """
+
+    movie: Movie
+    model: Model
+    health: Health
+    noise: NoiseStatistics
+    observations: Observations
+    halves: dict[str, list[float]] | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+class Interrupted(Exception):
+    """Training was interrupted; ``model`` holds the best weights so far and can be resumed."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__("training was interrupted")
+        self.model = model
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds from "90s", "5min", "1h30m" or a number of seconds.
+
+    Raises
+    ------
+    ShineError
+        If the text is no duration.
+
+    Examples
+    --------
+    >>> parse_duration("1h30m")
+    5400.0
+    """
+    if isinstance(text, (int, float)):
+        return float(text)
+    factors = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
+    plain = text.strip().lower().replace(" ", "")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s|)", plain)
+    if not parts or "".join(a + b for a, b in parts) != plain:
+        raise ShineError(f"{text!r} is not a duration. Write it like 90s, 5min or 1h30m.")
+    return sum(float(number) * factors[unit] for number, unit in parts)
+
+
+class _Clock:
+    """The whole job's wall time against its budget."""
+
+    def __init__(self, started: float | None, budget: float | None) -> None:
+        self.started = time.monotonic() if started is None else started
+        self.budget = budget
+
+    def spent(self) -> float:
+        return time.monotonic() - self.started
+
+    def left(self) -> float | None:
+        return None if self.budget is None else self.budget - self.spent()
+
+
+def denoise(
+    movie: Movie | np.ndarray,
+    *,
+    model: Model | None = None,
+    progress: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Denoise a movie in memory, trained on nothing but itself.
+
+    Parameters
+    ----------
+    movie
+        The movie, or a ``(t, y, x)`` array.
+    model
+        A trained model to use as it is, instead of training one.
+    progress
+        Called with an `Event` as the job goes on.
+    **options
+        See `Options`; ``time_budget`` may also be text such as "5min".
+
+    Returns
+    -------
+    Result
+        ``result.movie`` is the denoised movie, ``np.asarray(result.movie.data)`` its pixels.
+
+    Raises
+    ------
+    ShineError
+        If the movie cannot be denoised or the time does not suffice.
+    Interrupted
+        On Ctrl-C during training, with the model so far.
+
+    Examples
+    --------
+    >>> import shine_em as shine
+    >>> result = shine.denoise(shine.read("movie.tif"), time_budget="2min")  # doctest: +SKIP
+    >>> shine.write(result.movie, "movie_denoised.tif")  # doctest: +SKIP
+    """
+    movie = movie if isinstance(movie, Movie) else Movie.from_array(movie)
+    if "time_budget" in options and options["time_budget"] is not None:
+        options["time_budget"] = parse_duration(options["time_budget"])
+    out = np.empty(movie.shape, np.float32)
+
+    def sink(t: int, frame: np.ndarray) -> None:
+        out[t] = frame
+
+    result = run(movie, sink, options=Options(**options), model=model, progress=progress)
+    return replace(result, movie=movie.with_data(out, did=history(result.model)))
+
+
+def history(model: Model) -> str:
+    """Return the line that a denoised movie's history gets."""
+    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
+    return (
+        f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot {holes}, "
+        f"{model.state.best_step} steps, seed {model.state.settings.seed})"
+    )
+
+
+def run(
+    movie: Movie,
+    sink: Callable[[int, np.ndarray], None],
+    *,
+    options: Options,
+    model: Model | None = None,
+    resume: Model | None = None,
+    started: float | None = None,
+    writing_s: float = 0.0,
+    progress: Listener | None = None,
+) -> Result:
+    """Do the whole job, handing each denoised frame to ``sink(t, frame)`` in order.
+
+    Parameters
+    ----------
+    movie
+        The movie.
+    sink
+        Takes the denoised ``(y, x)`` float32 frames, in the movie's units.
+    options
+        See `Options`.
+    model
+        A trained model to use as it is.
+    resume
+        An interrupted model, to be trained to its end first.
+    started
+        `time.monotonic` at which the time budget began; now by default.
+    writing_s
+        Seconds that the sink is expected to take in all.
+    progress
+        Called with an `Event` as the job goes on.
+    """
+    tell = progress or (lambda _event: None)
+    keep_freed_memory()
+    clock = _Clock(started, options.seconds if model is None and resume is None else None)
+    plan = prepare(movie, options, model=model or resume, progress=tell)
+    if model is None:
+        model, plan = _fit(movie, plan, options, resume, clock, writing_s, tell)
+    else:
+        plan = replace(plan, warnings=plan.warnings + _misfit(movie, plan, model))
+    device = pick_device(options.device)
+    denoiser = Denoiser(
+        model, device=device, precision=pick_precision(device, options.precision),
+        holes=plan.holes, tile=options.tile,
+    )  # fmt: skip
+    observer = Observer(movie)
+    restored = 0
+    n = len(movie)
+    begun = time.monotonic()
+    for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
+        frame, changed = _keep_mean(raw, frame, plan)
+        restored += changed
+        sink(t, frame)
+        observer.add(t, raw, frame)
+        pace = (time.monotonic() - begun) / done
+        tell(Event("denoising", done, n, seconds_left=pace * (n - done)))
+    warnings = plan.warnings
+    if restored:
+        warnings += (
+            f"The mean of {restored} of {n} frames was shifted to the raw frame's: the network "
+            "alone was off by more than half of the tolerance (0.5 % or 0.02 noise σ).",
+        )
+    halves = None
+    if (left := clock.left()) is None or left > _REPORT_S:
+        halves = halves_snr(denoiser, movie, plan.health)
+    return Result(
+        movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent()
+    )
+
+
+def train_model(
+    movie: Movie,
+    *,
+    options: Options,
+    resume: Model | None = None,
+    started: float | None = None,
+    progress: Listener | None = None,
+) -> tuple[Model, Plan]:
+    """Train a model on a movie without denoising it (`shine train`)."""
+    tell = progress or (lambda _event: None)
+    keep_freed_memory()
+    clock = _Clock(started, options.seconds if resume is None else None)
+    plan = prepare(movie, options, model=resume, progress=tell)
+    return _fit(movie, plan, options, resume, clock, None, tell)
+
+
+def prepare(
+    movie: Movie,
+    options: Options,
+    *,
+    model: Model | None = None,
+    progress: Listener | None = None,
+) -> Plan:
+    """Check the movie, measure its noise and choose network, holes and recipe.
+
+    Parameters
+    ----------
+    movie, options
+        The movie and how to denoise it.
+    model
+        A model whose choices are to be taken over instead.
+    progress
+        Called with an `Event` as the job goes on.
+    """
+    tell = progress or (lambda _event: None)
+    tell(Event("checking the movie", 0, 1))
+    health = check(movie)
+    tell(Event("measuring the noise", 0, 1))
+    noise = noise_statistics(
+        movie,
+        skip_frames=np.flatnonzero(np.asarray(health.blank)).tolist(),
+        bad_pixels=np.asarray(health.bad_pixels),
+    )
+    warnings = [f"{f.what} {f.meaning}" for f in health.findings if f.severity != "info"]
+    warnings += list(noise.warnings)
+    if model is not None:
+        holes = model.holes if options.ensemble else (model.hole,)
+        settings, config = model.state.settings, model.config
+    else:
+        hole = options.hole or noise.hole
+        if options.hole and any(a < b for a, b in zip(hole, noise.hole, strict=True)):
+            warnings.append(
+                f"The blind spot {hole[0]}x{hole[1]} is smaller than the noise correlation asks "
+                f"for ({noise.hole[0]}x{noise.hole[1]}): noise may survive as structure."
+            )
+        config, lags = _network(options, noise, len(movie))
+        if noise.blinded_lags and config.kind == "paper":
+            warnings.append(
+                "The noise is correlated in time, and the paper's network cannot blind its "
+                "neighbour frames: it may copy their noise. The lean preset can."
+            )
+        holes = hole_set(hole) if options.ensemble else (hole,)
+        settings = replace(
+            PRESETS[options.preset], steps=options.steps, holes=holes, hole=hole,
+            seed=options.seed, blinded_lags=lags,
+        )  # fmt: skip
+        if options.preset == "paper":
+            holes = (hole,)
+            settings = replace(settings, holes=holes)
+            if options.seconds is not None:
+                settings = replace(settings, batch=4, crop=128)
+        smallest = min(movie.shape[1:])
+        if smallest < settings.crop:
+            settings = replace(settings, crop=smallest)
+    return Plan(health, noise, config, settings, holes, tuple(warnings))
+
+
+def hole_set(hole: Hole) -> tuple[Hole, ...]:
+    """Return the holes to train with and to average over: the measured one and two larger.
+
+    None is smaller than the measured one, so that the ensemble is as blind as its first member;
+    an anisotropic hole keeps its surplus of rows or columns.
+    """
+    grown = [(hole[0] + 2 * k, hole[1] + 2 * k) for k in range(3)]
+    return tuple(h for h in grown if max(h) <= LARGEST_HOLE)
+
+
+def _network(
+    options: Options, noise: NoiseStatistics, n: int
+) -> tuple[NetworkConfig, tuple[int, ...]]:
+    """Return the network's layout, and the lags at which neighbours are blinded."""
+    frames = options.frames if n > 1 else 1
+    hole = options.hole or noise.hole
+    radius = max(hole) // 2
+    lags = tuple(noise.blinded_lags)
+    kind = options.preset
+    channels = NetworkConfig.channels if kind == "lean" else 64
+    if not lags or kind == "paper" or frames == 1:
+        half = frames // 2
+        slots = tuple(i for i in range(frames) if i != half)
+        return NetworkConfig(kind, frames, slots, channels, radius), ()
+    reach = max(lags)
+    if noise.fixed_pattern or reach >= 3:
+        # Nothing near in time is independent: all neighbours are blinded.
+        return NetworkConfig(kind, frames, (), channels, radius), tuple(range(1, frames // 2 + 1))
+    # Beyond the correlated lags stand as many open neighbours as asked for.
+    frames += 2 * reach
+    half = frames // 2
+    slots = tuple(i for i in range(frames) if abs(i - half) > reach)
+    return NetworkConfig(kind, frames, slots, channels, radius), tuple(range(1, reach + 1))
+
+
+def _fit(
+    movie: Movie,
+    plan: Plan,
+    options: Options,
+    resume: Model | None,
+    clock: _Clock,
+    writing_s: float | None,
+    tell: Listener,
+) -> tuple[Model, Plan]:
+    """Train, within what the budget leaves beside inference."""
+    device = pick_device(options.device)
+    precision = pick_precision(device, options.precision)
+    normalisation = resume.normalisation if resume else Normalisation.of(plan.health)
+    seconds = None
+    if clock.budget is not None:
+        reserve = 1.0
+        if writing_s is not None:
+            plan, reserve = _reserve(movie, plan, options, clock, device, precision, writing_s)
+        seconds = clock.budget - clock.spent() - reserve
+
+    def listen(p: Progress) -> None:
+        words = f"loss {p.loss:.4f}"
+        if p.validation is not None:
+            listen.validation = f", validation {p.validation:.4f}"  # type: ignore[attr-defined]
+        words += listen.validation  # type: ignore[attr-defined]
+        tell(Event("training", p.step, p.steps, words, p.seconds_left))
+
+    listen.validation = ""  # type: ignore[attr-defined]
+    state = train(
+        movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
+        seconds=seconds, device=device, precision=precision,
+        resume=resume.state if resume else None, progress=listen,
+    )  # fmt: skip
+    model = Model(
+        state, normalisation, plan.holes, 0.0, plan.noise.to_dict(),
+        {
+            **versions(), "seed": state.settings.seed, "input": str(movie.source or movie.name),
+            "input_hash": input_hash(movie), "device": str(device), "precision": precision,
+            "trained": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )  # fmt: skip
+    model = replace(model, offset=_offset(movie, plan.health, model, device, precision))
+    if state.stopped == "interrupted":
+        raise Interrupted(model)
+    return model, plan
+
+
+def _reserve(
+    movie: Movie,
+    plan: Plan,
+    options: Options,
+    clock: _Clock,
+    device: Any,
+    precision: str,
+    writing_s: float,
+) -> tuple[Plan, float]:
+    """Return the seconds to keep for everything after training, giving up the ensemble if needed.
+
+    Raises
+    ------
+    ShineError
+        If even a single hole leaves too little time to train.
+    """
+    assert clock.budget is not None
+    untrained = Model(
+        TrainedState(plan.config, plan.settings, best=_fresh(plan.config)),
+        Normalisation.of(plan.health), plan.holes,
+    )  # fmt: skip
+    needed = 0.0
+    for holes in dict.fromkeys((plan.holes, plan.holes[:1])):
+        denoiser = Denoiser(
+            untrained, device=device, precision=precision, holes=holes, tile=options.tile
+        )
+        per_frame = _measure(denoiser, movie, plan.health)
+        needed = 1.1 * per_frame * (len(movie) + 16) + writing_s + _REPORT_S
+        if needed < 0.5 * clock.budget:
+            return replace(plan, holes=holes), needed
+    if needed > 0.8 * (clock.budget - clock.spent()):
+        raise ShineError(
+            f"Denoising {len(movie)} frames alone takes about {_minutes(needed)} here, too much "
+            f"for a time budget of {_minutes(clock.budget)}. Give --time-budget "
+            f"{_minutes(2.5 * needed)}, or fewer frames with --frames."
+        )
+    return replace(plan, holes=plan.holes[:1]), needed
+
+
+def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
+    """Return the seconds that one frame takes, once warm."""
+    middle = len(movie) // 2
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        count = sum(1 for _ in denoiser.stream(movie, health, frames=[middle]))
+        times.append((time.monotonic() - begun) / count)
+    return min(times[1:])
+
+
+def _fresh(config: NetworkConfig) -> dict[str, Any]:
+    from .network import build
+
+    return dict(build(config).state_dict())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f}s" if seconds < 100 else f"{-(-seconds // 60):.0f}min"
+
+
+def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: str) -> float:
+    """Return the mean of raw − denoised, normalised, over a few frames and the trusted pixels."""
+    targets = Timeline(len(movie), health).targets()
+    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
+    denoiser = Denoiser(model, device=device, precision=precision, holes=model.holes[:1])
+    good = ~np.asarray(health.bad_pixels, bool)
+    differences = []
+    for _, raw, frame in denoiser.stream(movie, health, frames=picked):
+        trusted = good & model.normalisation.trusted(raw)
+        differences.append(float((raw.astype(np.float64) - frame)[trusted].mean()))
+    return float(np.mean(differences)) / model.normalisation.scale
+
+
+def _keep_mean(raw: np.ndarray, frame: np.ndarray, plan: Plan) -> tuple[np.ndarray, bool]:
+    """Shift a frame whose mean is off by more than half of what is tolerated."""
+    h = plan.health
+    trusted = ~np.asarray(h.bad_pixels, bool) & (raw >= h.spike_floor) & (raw <= h.spike_threshold)
+    if not trusted.any():
+        return frame, False
+    mean = float(raw[trusted].mean(dtype=np.float64))
+    shift = mean - float(frame[trusted].mean(dtype=np.float64))
+    if abs(shift) <= 0.5 * mean_tolerance(mean, plan.noise.sigma):
+        return frame, False
+    return frame + np.float32(shift), True
+
+
+def _misfit(movie: Movie, plan: Plan, model: Model) -> tuple[str, ...]:
+    """Say where a movie differs from the one that a model was trained on."""
+    words = []
+    n, h = model.normalisation, plan.health
+    if not 0.75 < h.scale / n.scale < 1.33 or abs(h.location - n.location) > 0.5 * n.scale:
+        words.append(
+            f"This movie's intensities ({h.location:.4g} ± {h.scale:.4g}) are not those of the "
+            f"model's movie ({n.location:.4g} ± {n.scale:.4g}): train anew for a result to trust."
+        )
+    if any(a > b for a, b in zip(plan.noise.hole, model.hole, strict=True)):
+        words.append(
+            f"This movie's noise asks for a blind spot of {plan.noise.hole[0]}x"
+            f"{plan.noise.hole[1]}, the model has {model.hole[0]}x{model.hole[1]}: noise may "
+            "survive as structure."
+        )
+    if set(plan.noise.blinded_lags) - set(model.blinded_lags):
+        words.append(
+            "This movie's noise is correlated in time, which the model was not made for: train "
+            "anew."
+        )
+    return tuple(words)
+
+
+def halves_snr(
+    denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8
+) -> dict[str, list[float]] | None:
+    """Return Eq.-5 SNR between neighbouring even and odd frames denoised without a shared frame.
+
+    Adjacent frames denoised from overlapping windows share noise, which Eq. 5 counts as signal;
+    here the even frame's window holds even frames only, the odd one's odd frames only.
+
+    Returns
+    -------
+    dict or None
+        "frames" (the first of each pair), "raw" and "denoised" in dB; None for movies of fewer
+        than six usable frames or where neighbours are blinded at the lags that halves would need.
+    """
+    timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
+    good = set(timeline.targets())
+    segment = timeline.segment
+    starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
+    if len(good) < 6 or not starts:
+        return None
+    starts = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
+    found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
+    for t in starts:
+        (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
+            movie, health, frames=[t, t + 1], halves=True
+        )
+        found["frames"].append(t)
+        found["raw"].append(float(snr(raw_a.astype(float), raw_b.astype(float))))
+        found["denoised"].append(float(snr(a, b)))
+    return found
