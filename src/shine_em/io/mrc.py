@@ -50,14 +50,14 @@ def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
     size = require_file(path)
     if size < _HEADER_BYTES:
         raise ShineError(f"{path}: too short for an MRC file ({size} bytes); is it truncated?")
-    header = _header(path)
+    header, order = _header(path)
     nx, ny, nz, mode = (int(header[key]) for key in ("nx", "ny", "nz", "mode"))
     if mode in _REFUSED:
         raise ShineError(
             f"{path}: MRC mode {mode} holds {_REFUSED[mode]}; a movie is made of real values "
             f"(mode {', '.join(map(str, MODES))}). Convert it first, for example with newstack."
         )
-    stored = np.dtype(MODES[mode]).newbyteorder(header["nx"].dtype.byteorder)
+    stored = np.dtype(order + MODES[mode])
     if mode == 0:
         if signed is None:
             signed = int(header["imod_stamp"]) != _IMOD_STAMP or bool(header["imod_flags"] & 1)
@@ -90,16 +90,16 @@ def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
     return _with_camera_info(movie, path)
 
 
-def _header(path: Path) -> Any:
-    raw = path.open("rb")
-    with raw:
-        first = raw.read(_HEADER_BYTES)
+def _header(path: Path) -> tuple[Any, str]:
+    """Return the header and its byte order, told by which order makes sense of size and mode."""
+    with path.open("rb") as file:
+        first = file.read(_HEADER_BYTES)
     for order in "<>":
         header = np.frombuffer(first, _header_dtype(order))[0]
         dimensions = [int(header[key]) for key in ("nx", "ny", "nz")]
         known = int(header["mode"]) in MODES or int(header["mode"]) in _REFUSED
         if known and min(dimensions) > 0 and int(header["nsymbt"]) >= 0:
-            return header
+            return header, order
     raise ShineError(
         f"{path}: not an MRC file (its first bytes are {first[:12]!r}; no sensible size and mode)."
     )

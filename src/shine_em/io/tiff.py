@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,11 @@ def _choose_series(
     """Return the image series to read, the channel asked of it, and a note on what is left out."""
     series = [one for one in tif.series if one.dtype is not None and 0 not in one.shape]
     if not series:
-        raise ShineError(f"{path}: holds no image.")
+        raise ShineError(f"{path}: a truncated or damaged TIFF file; it holds no image.")
     if len(series) == 1:
         return series[0], signal, ""
+    if signal is None and (whole := _one_stack(series)) is not None:
+        return whole, None, ""
     names = [one.name or f"series {i}" for i, one in enumerate(series)]
     listing = "; ".join(
         f"{i} = {name}: {'×'.join(map(str, one.shape))} {one.dtype}"
@@ -115,6 +118,22 @@ def _choose_series(
     if len(chosen) != 1:
         raise ShineError(f"{path}: holds several images; choose with --signal: {listing}.")
     return chosen[0], None, f"read series {series.index(chosen[0])} of {listing}"
+
+
+def _one_stack(series: list[Any]) -> Any | None:
+    """Return series of one alike image each as one stack: frames that were saved one by one."""
+    first = series[0]
+    if any((one.shape, one.axes, one.dtype) != (first.shape, "YX", first.dtype) for one in series):
+        return None
+    return SimpleNamespace(
+        shape=(len(series), *first.shape),
+        axes="IYX",
+        index=0,
+        dtype=first.dtype,
+        dataoffset=None,
+        keyframe=first.keyframe,
+        pages=[one.pages[0] for one in series],
+    )
 
 
 def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> LazyFrames:

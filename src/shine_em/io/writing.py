@@ -109,7 +109,8 @@ def open_writer(
         If the suffix is unknown, the folder is missing, the file exists, the disk has no room,
         or the format cannot hold the type.
     """
-    return MovieWriter(Path(path).expanduser(), like, frames or len(like), dtype, overwrite)
+    n = len(like) if frames is None else frames
+    return MovieWriter(Path(path).expanduser(), like, n, dtype, overwrite)
 
 
 class MovieWriter:
@@ -136,6 +137,8 @@ class MovieWriter:
             )
         if dtype not in ("float32", "same"):
             raise ShineError(f'dtype must be "float32" or "same", not {dtype!r}.')
+        if frames < 1:
+            raise ShineError(f"{path}: a movie has at least one frame, not {frames}.")
         if not path.parent.is_dir():
             raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
         self.path = path
