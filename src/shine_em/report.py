@@ -18,7 +18,7 @@ from .errors import ShineError
 from .noise import NoiseStatistics
 from .observing import Observations
 from .residual import ResidualTest
-from .scalebar import scale_bar
+from .viewing import percentile_range, scale_bar, shared_contrast
 
 __all__ = ["ReportData", "methods_text", "write_report"]
 
@@ -113,8 +113,16 @@ def write_report(path: str | Path, report: ReportData, *, overwrite: bool = Fals
     return target
 
 
-def methods_text(report: ReportData) -> str:
-    """Return a methods paragraph for a paper, filled with this run's numbers."""
+def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> str:
+    """Return a methods paragraph for a paper, filled with this run's numbers.
+
+    Parameters
+    ----------
+    report
+        What is known of the run.
+    result
+        The residual test's result, where it is at hand; by default it is computed.
+    """
     seen, noise, training = report.observations, report.noise, report.training
     n, height, width = seen.shape
     calibration = [
@@ -147,12 +155,11 @@ def methods_text(report: ReportData) -> str:
     )
     if training:
         text.append(_training_sentence(training, n))
-    result = _residual_test(report)
+    result = result or _residual_test(report)
     if result is not None and math.isfinite(result.leftover):
         text.append(
             f"Regressed on the denoised picture, the residual (raw − denoised) of {result.frames} "
-            f"frames contained {100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} % of "
-            "the picture's contrast."
+            f"frames contained {_percent(result)} of the picture's contrast."
         )
     if report.halves_snr:
         raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
@@ -250,7 +257,7 @@ def _page(report: ReportData) -> str:
         noise=noise,
         findings=report.health_findings,
         movie=report.movie,
-        methods=methods_text(report),
+        methods=methods_text(report, result=result),
         paper=PAPER,
         provenance=report.provenance,
         training=report.training,
@@ -307,7 +314,7 @@ def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, s
         tiles.append(
             (
                 "Picture in the residual",
-                f"{100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} %",
+                _percent(result),
                 "of its contrast; 0 is right",
             )
         )
@@ -328,19 +335,13 @@ def _player(report: ReportData) -> dict[str, Any]:
 
     seen = report.observations
     stored = {
-        "raw": _range(seen.sample_raw, 0.05),
-        "denoised": _range(seen.sample_denoised, 0.05),
+        "raw": percentile_range(seen.sample_raw, 0.05),
+        "denoised": percentile_range(seen.sample_denoised, 0.05),
     }
     own = {
-        "raw": _range(seen.sample_raw, 0.5),
-        "denoised": _range(seen.sample_denoised, 0.2),
+        "raw": percentile_range(seen.sample_raw, 0.5),
+        "denoised": percentile_range(seen.sample_denoised, 0.2),
     }
-    # One contrast for both, between the raw movie's (in which the denoised one looks flat) and the
-    # denoised one's (in which raw noise is all black and white).
-    middle = sum(own["denoised"]) / 2
-    half = math.sqrt(
-        (own["raw"][1] - own["raw"][0]) / 2 * (own["denoised"][1] - own["denoised"][0]) / 2
-    )
     pictures: dict[str, np.ndarray] = {"raw": seen.raw, "denoised": seen.denoised}
     shrink = 1
     first = sum(len(figures.png(v[0], *stored[k])) for k, v in pictures.items())
@@ -366,7 +367,7 @@ def _player(report: ReportData) -> dict[str, Any]:
         "height": height,
         "stored": stored,
         "own": own,
-        "shared": [middle - half, middle + half],
+        "shared": shared_contrast(seen.sample_raw, seen.sample_denoised),
         "sigma": _residual_sigma(seen),
         "bar": {"share": bar.length_px / (width * pixel), "label": bar.label},
         "seconds": report.frame_time_s,
@@ -400,11 +401,6 @@ def _averaged(stack: np.ndarray, factor: int) -> np.ndarray:
     return averaged
 
 
-def _range(values: np.ndarray, percent: float) -> tuple[float, float]:
-    low, high = (float(v) for v in np.percentile(values, [percent, 100 - percent]))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
-
-
 def _residual_sigma(seen: Observations) -> float:
     sigma = float(np.std(seen.raw - seen.denoised, dtype=np.float64))
     return sigma if sigma > 0 else 1.0
@@ -412,6 +408,10 @@ def _residual_sigma(seen: Observations) -> float:
 
 def _data_url(encoded: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
+
+
+def _percent(result: ResidualTest) -> str:
+    return f"{100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} %".replace("-", "−")
 
 
 def _hole(hole: Any) -> str:

@@ -1,11 +1,13 @@
-"""Scale bars of a nice round length."""
+"""How pictures are shown: scale bars of a nice round length, and one contrast for two movies."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["ScaleBar", "scale_bar"]
+import numpy as np
+
+__all__ = ["ScaleBar", "percentile_range", "scale_bar", "shared_contrast"]
 
 _UNITS = ((1e6, "mm"), (1e3, "µm"), (1.0, "nm"), (1e-3, "pm"))
 
@@ -52,3 +54,30 @@ def scale_bar(width_px: int, pixel_size_nm: float | None, *, share: float = 0.25
         _UNITS[-1],
     )
     return ScaleBar(length / size, f"{round(length / factor, 9):g} {unit}")
+
+
+def percentile_range(values: np.ndarray, percent: float) -> tuple[float, float]:
+    """Return the range of the values without ``percent`` at either end; never an empty one."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(values, [percent, 100 - percent]))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def shared_contrast(raw: np.ndarray, denoised: np.ndarray) -> tuple[float, float]:
+    """Return one black and one white level in which raw and denoised frames both can be read.
+
+    It lies between the raw movie's own contrast, in which the denoised one looks flat, and the
+    denoised movie's own, in which raw noise is all black and white: the geometric mean of both
+    ranges, around the middle of the denoised one.
+
+    Parameters
+    ----------
+    raw, denoised
+        Pixel values (samples of the movies).
+    """
+    a, b = percentile_range(raw, 0.5), percentile_range(denoised, 0.2)
+    half = math.sqrt((a[1] - a[0]) * (b[1] - b[0])) / 2
+    middle = (b[0] + b[1]) / 2
+    return middle - half, middle + half
