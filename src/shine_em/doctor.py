@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from .doctor_frames import FrameTable, find_blanks, find_cuts, find_empty, find_jumps, read_table
+from .doctor_frames import (
+    FrameTable,
+    find_blanks,
+    find_cuts,
+    find_empty,
+    find_jumps,
+    holds_number,
+    read_table,
+)
 from .doctor_pixels import find_bad_pixels, find_spikes, fixed_pattern, pile_up, pixel_statistics
 from .errors import ShineError
 from .movie import Movie
@@ -258,7 +266,7 @@ def _normalisation(
     for i in np.flatnonzero(again & (count > 0)):
         frame = movie.frame(int(i))
         values = frame[~bad].astype(np.float64)
-        values = values[(np.abs(values) < _LARGEST) & (values <= top) & (values >= bottom)]
+        values = values[holds_number(values) & (values <= top) & (values >= bottom)]
         count[i] = values.size
         mean[i], variance[i] = (values.mean(), values.var()) if values.size else (np.nan, np.nan)
     use = ~blank & (count > 0)
@@ -266,10 +274,6 @@ def _normalisation(
     location = float(np.sum(weight * mean[use]))
     scale = float(np.sqrt(np.sum(weight * (variance[use] + (mean[use] - location) ** 2))))
     return np.where(count > 0, mean, np.nan), location, scale
-
-
-# float32 holds nothing larger, and the networks work in float32.
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _frame_findings(

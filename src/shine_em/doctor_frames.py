@@ -9,11 +9,18 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["FrameTable", "find_blanks", "find_cuts", "find_empty", "find_jumps", "read_table"]
+__all__ = [
+    "FrameTable",
+    "find_blanks",
+    "find_cuts",
+    "find_empty",
+    "find_jumps",
+    "holds_number",
+    "read_table",
+]
 
 _HUGE_BYTES = 4 << 30  # beyond this, hashing every pixel costs more than it brings
 _SAMPLES = 2_000_000  # pixel values kept of the whole movie, for its histogram
-_LARGEST = float(np.finfo(np.float32).max)
 _GRID = 32
 
 
@@ -54,7 +61,15 @@ class FrameTable:
     def values(self, frames: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Return the finite sampled values of the given frames and of a ``(y, x)`` mask."""
         picked = self.sample[frames][:, pixels.ravel()[self.sample_pixels]].ravel()
-        return picked[np.abs(picked) <= _LARGEST] if picked.dtype.kind == "f" else picked
+        return picked[holds_number(picked)]
+
+
+def holds_number(values: np.ndarray) -> np.ndarray:
+    """Return True where a value is finite and fits into float32, in which the networks work."""
+    good = np.isfinite(values)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 4:
+        good &= np.abs(values) <= np.finfo(np.float32).max
+    return good
 
 
 def read_table(movie: Movie) -> FrameTable:
@@ -79,7 +94,7 @@ def read_table(movie: Movie) -> FrameTable:
             frame = frame.view(np.uint8)
         seen = frame if complete else np.ascontiguousarray(frame[::4, ::4])
         digest.append(hashlib.blake2b(seen.data, digest_size=16).digest())
-        good = np.abs(frame) <= _LARGEST if frame.dtype.kind == "f" else np.ones((y, x), bool)
+        good = holds_number(frame)
         whole = bool(good.all())
         sample[i] = picked = frame.ravel()[pixels]
         if not whole:
@@ -214,8 +229,7 @@ def _flattened(thumbnail: np.ndarray, coarse: int = 1) -> np.ndarray:
     t, gy, gx = (n // c for n, c in zip(thumbnail.shape, (1, coarse, coarse), strict=True))
     blocks = thumbnail[:, : gy * coarse, : gx * coarse].reshape(t, gy, coarse, gx, coarse)
     flat = blocks.mean(axis=(2, 4)).reshape(t, -1).astype(np.float64)
-    y, x = np.meshgrid(np.linspace(-1, 1, gy), np.linspace(-1, 1, gx), indexing="ij")
-    y, x = y.ravel(), x.ravel()
+    y, x = np.repeat(np.linspace(-1, 1, gy), gx), np.tile(np.linspace(-1, 1, gx), gy)
     q, _ = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1))
     return flat - (flat @ q) @ q.T
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .doctor_frames import FrameTable
+from .doctor_frames import FrameTable, holds_number
 from .movie import Movie
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "pixel_statistics",
 ]
 
-_LARGEST = float(np.finfo(np.float32).max)
 _PIXEL_BUDGET = 250_000_000  # pixel values read for the statistics of pixels in a long movie
 _Z = 8.0  # in standard errors: beyond chance among 10⁸ pixels, also with unequal variances
 
@@ -67,7 +66,7 @@ def pixel_statistics(movie: Movie, usable: np.ndarray) -> PixelStatistics:
         if k == half:
             first = total.copy()
         frame = movie.frame(int(i))
-        good = np.abs(frame) <= _LARGEST if frame.dtype.kind == "f" else None
+        good = holds_number(frame) if frame.dtype.kind == "f" else None
         values = frame.astype(np.float64)
         if origin is None:
             kept = values if good is None else values[good]
@@ -224,7 +223,7 @@ def find_spikes(
     between = 0
     for i in np.sort(order[extreme[order] > half]):
         frame = sign * movie.frame(int(i)).astype(np.float64)
-        frame[~(np.abs(frame) <= _LARGEST) | bad] = middle
+        frame[~holds_number(frame) | bad] = middle
         y, x = np.nonzero(frame > half)
         if not y.size:
             continue
