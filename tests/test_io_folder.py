@@ -49,6 +49,7 @@ def test_real_dm4_frames_in_nested_folders(tmp_path: Path, data_dir: Path) -> No
         (folder / "a_Frame_0000.dm3").write_bytes(image)
     movie = read(tmp_path)
     single = read(data_dir / "formats" / "stem_image.dm3")
+    assert movie.frame_time_s is None, "this scan has no exposure time"
     assert movie.shape == (2, 68, 68)
     assert movie.pixel_size_nm == single.pixel_size_nm
     np.testing.assert_array_equal(movie.frame(1), single.frame(0))
@@ -141,3 +142,16 @@ def test_many_compressed_frames_keep_no_file_open(tmp_path: Path) -> None:
     assert [int(one[0, 0]) for one in movie.frames()] == list(range(40))
     assert [int(one[0, 0]) for one in movie.frames()] == list(range(40))
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_frame_time_of_gatan_in_situ_frames(tmp_path: Path, data_dir: Path, nested: bool) -> None:
+    """One exposure follows the other there; of any other folder of frames nothing is known."""
+    folder = tmp_path / "Hour_00" / "Minute_00" / "Second_00" if nested else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    image = (data_dir / "formats" / "image_um_unit.dm3").read_bytes()  # exposure: 0.5 s
+    for i in range(2):
+        (folder / f"a_Frame_{i:04}.dm3").write_bytes(image)
+    movie = read(tmp_path)
+    assert movie.frame_time_s == (pytest.approx(0.5) if nested else None)
+    assert ("exposure time" in " ".join(movie.history)) == nested

@@ -253,3 +253,32 @@ def test_odd_sizes(
     data = stack("u2", (n, height, width))
     tifffile.imwrite(path, data, photometric="minisblack", metadata=None)
     np.testing.assert_array_equal(read(path).data[:], data)
+
+
+def test_file_of_an_ome_set_gives_its_own_frames(tmp_path: Path) -> None:
+    """Each file of such a set describes the whole set; its pixels are still its own."""
+    files = "".join(
+        f'<TiffData FirstT="{i}" IFD="0"><UUID FileName="f{i}.ome.tif">urn:uuid:{i}</UUID>'
+        "</TiffData>"
+        for i in range(3)
+    )
+    for i in range(3):
+        text = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{i}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+            'Type="uint16" SizeX="9" SizeY="7" SizeZ="1" SizeC="1" SizeT="3" PhysicalSizeX="0.5" '
+            'PhysicalSizeXUnit="nm" PhysicalSizeY="0.5" PhysicalSizeYUnit="nm">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{files}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(tmp_path / f"f{i}.ome.tif", np.full((7, 9), i, "u2"), metadata=None,
+                         description=text)  # fmt: skip
+    movie = read(tmp_path)
+    assert [int(frame[0, 0]) for frame in movie.frames()] == [0, 1, 2]
+    assert movie.pixel_size_nm == pytest.approx(0.5)
+
+
+def test_unreadable_numbers_in_imagej_text_calibrate_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    text = "ImageJ=1.53\nimages=5\nframes=5\nunit=nm\nfinterval=0,04\nxorigin=a\n"
+    tifffile.imwrite(path, stack(), description=text, metadata=None, photometric="minisblack")
+    assert read(path).frame_time_s is None

@@ -131,7 +131,7 @@ def test_same_type_is_exact_at_odd_sizes(
 
 @pytest.mark.parametrize("dtype", ["i4", "u4", "f8"])
 def test_mrc_refuses_types_it_cannot_hold(tmp_path: Path, dtype: str) -> None:
-    with pytest.raises(ShineError, match=r"float32, or \.tif"):
+    with pytest.raises(ShineError, match=r"/a\.mrc: .*float32, or \.tif"):
         write(movie(dtype), tmp_path / "a.mrc", dtype="same")
     assert leftovers(tmp_path) == []
 
@@ -363,3 +363,14 @@ def test_a_long_movie_needs_little_memory(tmp_path: Path) -> None:
         assert one.shape == (512, 512)
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kb < 40_000, f"a movie of 157 MB took {grown_kb} kB"
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_pixels_that_are_not_finite_are_kept(tmp_path: Path, suffix: str) -> None:
+    data = np.array([[[1, np.nan, 3]], [[np.inf, -np.inf, 5]]], "f4")
+    path = write(Movie.from_array(data), tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read(path).data[:], data)
+    if suffix == ".mrc":
+        with mrcfile.open(path) as mrc:
+            assert (float(mrc.header.dmin), float(mrc.header.dmax)) == (1.0, 5.0)
+            assert float(mrc.header.dmean) == 3.0

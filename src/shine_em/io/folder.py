@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ShineError
-from ..movie import Frames, LazyFrames, Movie
+from ..movie import Axis, Frames, LazyFrames, Movie
 
 __all__ = ["is_pattern", "join_frames", "matching_files", "natural_key"]
 
 
 _REMEMBERED = 4096
+_IN_SITU = re.compile(r"Hour_\d+/Minute_\d+/Second_\d+/")
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -114,13 +115,21 @@ def join_frames(path: Path, files: Sequence[Path], read_one: Callable[[Path], Mo
             kept[i] = movie.data
         return movie.frame(0)
 
+    history = [f"{len(files)} single frames, {files[0].name} to {files[-1].name}"]
+    t, y, x = first.axes
+    exposure = first.metadata.get("exposure_s")
+    if t.unit is None and exposure and _IN_SITU.search(files[0].as_posix()):
+        # Gatan's in situ cameras record without a pause: one exposure follows the other.
+        t = Axis("t", "s", float(exposure))
+        history.append("frame time taken from the camera's exposure time")
     name = path.parent.name if is_pattern(path) else path.name
     return replace(
         first,
         data=LazyFrames(read_frame, (len(files), *first.shape[1:]), first.dtype),
         name=name or "movie",
         source=path,
-        history=(f"{len(files)} single frames, {files[0].name} to {files[-1].name}",),
+        axes=(t, y, x),
+        history=tuple(history),
     )
 
 

@@ -143,29 +143,33 @@ class _Mrc(_Raw):
         kind = dtype.str[1:]
         if kind not in _MRC_MODES:
             raise ShineError(
-                f"MRC files cannot hold {dtype} values; write float32, or .tif or .zarr instead."
+                f"{path}: MRC files cannot hold {dtype} values; write float32, or .tif or .zarr."
             )
         self._mode = _MRC_MODES[kind]
         self._path, self._like, self._shape = path, like, shape
-        self._sums = np.zeros(2)
+        self._count, self._sums = 0, np.zeros(2)
         self._range = [np.inf, -np.inf]
         path.write_bytes(self._header())
         super().__init__(path, 1024, np.dtype("<" + MODES[self._mode]))
 
     def append(self, frame: np.ndarray) -> None:
         super().append(frame)
-        values = frame.astype(np.float64)
-        self._sums += values.sum(), np.square(values).sum()
-        self._range = [min(self._range[0], values.min()), max(self._range[1], values.max())]
+        # The header's statistics are those of the finite pixels: one NaN would spoil them all.
+        values = frame[np.isfinite(frame)].astype(np.float64)
+        if values.size:
+            self._count += values.size
+            self._sums += values.sum(), np.square(values).sum()
+            self._range = [min(self._range[0], values.min()), max(self._range[1], values.max())]
 
     def close(self, *, complete: bool) -> None:
-        if complete:
-            count = float(np.prod(self._shape))
-            mean = self._sums[0] / count
-            rms = np.sqrt(max(0.0, self._sums[1] / count - mean**2))
-            self._file.seek(0)
-            self._file.write(self._header(self._range[0], self._range[1], mean, rms))
-        super().close(complete=complete)
+        try:
+            if complete and self._count:
+                mean = self._sums[0] / self._count
+                rms = np.sqrt(max(0.0, self._sums[1] / self._count - mean**2))
+                self._file.seek(0)
+                self._file.write(self._header(self._range[0], self._range[1], mean, rms))
+        finally:
+            super().close(complete=complete)
 
     def _header(self, low: float = 0, high: float = -1, mean: float = -2, rms: float = -1) -> bytes:
         """Return the 1024 bytes; the default statistics are MRC2014's way of saying unknown."""

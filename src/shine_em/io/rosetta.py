@@ -161,6 +161,7 @@ def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
         source=path,
         metadata={
             "format": path.suffix.lower().lstrip("."),
+            **_exposure(original),
             **plain(found["metadata"]),
             "original": plain(original),
         },
@@ -190,6 +191,24 @@ def _order(axes: list[Axis]) -> tuple[tuple[int, ...], tuple[Axis, Axis, Axis]]:
 def _axis(found: Mapping[str, Any]) -> Axis:
     name = str(found.get("name") or "")
     return axis(name, found.get("units"), found.get("scale", 1.0), found.get("offset", 0.0))
+
+
+def _exposure(original: Mapping[str, Any]) -> dict[str, float]:
+    """Return Gatan's exposure time in s, as ``{"exposure_s": ...}``, where the tags know it."""
+    try:
+        tags = original["ImageList"]["TagGroup0"]["ImageTags"]
+    except (KeyError, TypeError):
+        return {}
+    for trail in (
+        ("DataBar", "Exposure Time (s)"),
+        ("Acquisition", "Parameters", "High Level", "Exposure (s)"),
+    ):
+        value: Any = tags
+        for key in trail:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float, np.number)) and value > 0:
+            return {"exposure_s": float(value)}
+    return {}
 
 
 def _intensity_unit(original: Mapping[str, Any]) -> str | None:

@@ -97,6 +97,8 @@ def _choose_series(
     series = [one for one in tif.series if one.dtype is not None and 0 not in one.shape]
     if not series:
         raise ShineError(f"{path}: a truncated or damaged TIFF file; it holds no image.")
+    if tif.is_ome and (own := _own_pages(tif, series)) is not None:
+        return own, signal, "read this file's own frames of an OME set of several files"
     if len(series) == 1:
         return series[0], signal, ""
     if signal is None and (whole := _one_stack(series)) is not None:
@@ -120,20 +122,36 @@ def _choose_series(
     return chosen[0], None, f"read series {series.index(chosen[0])} of {listing}"
 
 
+def _own_pages(tif: Any, series: list[Any]) -> Any | None:
+    """Return a file's own frames where its OME text speaks of other files too, else None."""
+    pages = [page for one in series for page in one.pages]
+    if all(page is not None and page.parent is tif for page in pages):
+        return None
+    own = list(tif.pages)
+    if any((page.shape, page.axes) != (own[0].shape, "YX") for page in own):
+        return None
+    return _stack_of(own)
+
+
+def _stack_of(pages: list[Any]) -> Any:
+    first = pages[0].keyframe
+    return SimpleNamespace(
+        shape=(len(pages), *first.shape),
+        axes="IYX",
+        index=0,
+        dtype=first.dtype,
+        dataoffset=None,
+        keyframe=first,
+        pages=pages,
+    )
+
+
 def _one_stack(series: list[Any]) -> Any | None:
     """Return series of one alike image each as one stack: frames that were saved one by one."""
     first = series[0]
     if any((one.shape, one.axes, one.dtype) != (first.shape, "YX", first.dtype) for one in series):
         return None
-    return SimpleNamespace(
-        shape=(len(series), *first.shape),
-        axes="IYX",
-        index=0,
-        dtype=first.dtype,
-        dataoffset=None,
-        keyframe=first.keyframe,
-        pages=[one.pages[0] for one in series],
-    )
+    return _stack_of([one.pages[0] for one in series])
 
 
 def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> LazyFrames:
@@ -228,16 +246,17 @@ def _imagej(tif: Any, page: Any) -> tuple[tuple[Axis, Axis, Axis], dict[str, Any
     """ImageJ keeps pixels per unit in the resolution tags, the unit and the time in its text."""
     found = dict(tif.imagej_metadata or {})
     sizes = _sizes(page)
-    unit = found.get("unit")
     y, x = (
         axis(
-            name, found.get(f"{name}unit", unit), size, -float(found.get(f"{name}origin", 0)) * size
+            name,
+            found.get(f"{name}unit", found.get("unit")),
+            size,
+            0.0 - _number(found.get(f"{name}origin")) * size,
         )
         for name, size in (("y", sizes[0]), ("x", sizes[1]))
     )
-    interval = float(found.get("finterval", 0) or 0)
     # fps is the speed of ImageJ's player, no property of the recording: it is left alone.
-    t = axis("t", found.get("tunit", "s"), interval if interval > 0 else 0)
+    t = axis("t", found.get("tunit", "s"), max(0.0, _number(found.get("finterval"))))
     more: dict[str, Any] = {}
     kept = _own_record(str(found.get("Info", "")))
     if kept:
@@ -248,12 +267,19 @@ def _imagej(tif: Any, page: Any) -> tuple[tuple[Axis, Axis, Axis], dict[str, Any
             t = Axis("t", t.unit, t.scale, float(kept["t_offset"]))
     elif found.get("vunit") and found.get("cf") is None:
         more["intensity_unit"] = str(found["vunit"])
-    elif float(found.get("c0", 0) or 0) != 0 or float(found.get("c1", 1) or 1) != 1:
+    elif _number(found.get("c0")) != 0 or _number(found.get("c1"), 1.0) != 1:
         more["history"] = (
             f"stored pixel values read; ImageJ shows {found.get('c0')} + {found.get('c1')}·value",
         )
     more["metadata"] = plain({"format": "TIFF (ImageJ)", "ImageJ": found})
     return (t, y, x), more
+
+
+def _number(value: Any, default: float = 0.0) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return default
 
 
 def _own_record(info: str) -> dict[str, Any]:

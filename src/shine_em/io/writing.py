@@ -245,6 +245,8 @@ class MovieWriter:
                 f"({error.strerror or 'no space left'}); the movie needs {human_size(needed)}. "
                 "The unfinished file was removed."
             )
+        if isinstance(error, ShineError):  # a sink knows only the temporary name
+            return ShineError(str(error).replace(str(self._temporary), str(self.path)))
         if isinstance(error, OSError):
             return ShineError(f"{self.path}: cannot be written ({error.strerror or error}).")
         return error
