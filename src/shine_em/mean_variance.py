@@ -77,6 +77,7 @@ def fit_mean_variance(blocks: np.ndarray, *, freedom: float, averaged: int) -> M
     reliable = real > 0.7 and gain > 4 * error
     if real > 0.5:
         gain /= real
+        means = middle + real * (means - middle)
     offset = level - gain * middle
     return MeanVariance(
         gain, offset, float(np.sqrt(max(offset, 0))), means, variances, bool(reliable)
@@ -86,4 +87,6 @@ def fit_mean_variance(blocks: np.ndarray, *, freedom: float, averaged: int) -> M
 def _median_of_means(values: np.ndarray) -> float:
     """Return a mean that a few outliers cannot move and that skewness does not bias."""
     batches = max(len(values) // 8, 1)
-    return float(np.median([values[i::batches].mean() for i in range(batches)]))
+    return float(
+        np.median(values[: batches * (len(values) // batches)].reshape(-1, batches).mean(axis=0))
+    )

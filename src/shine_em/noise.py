@@ -15,8 +15,8 @@ from .noise_figure import plot_noise
 from .noise_fit import (
     CorrelationFit,
     fit_correlation,
-    noise_floor,
     quiet_tiles,
+    silent_frequencies,
     tile_levels,
     tile_spectra,
 )
@@ -31,6 +31,8 @@ MATERIAL_CORRELATION = 0.045
 _SIGMAS = 4.0
 _FRAMES = 48
 _REGIONS = 4
+# Share of frequencies whose picture stands still above which no others are needed.
+_ENOUGH_STEADY = 0.3
 
 
 @dataclass(frozen=True)
@@ -196,11 +198,15 @@ def noise_statistics(
     quiet = quiet_tiles(spectra)
     level = np.maximum(tile_levels(spectra), 1e-30)
     samples = spectra.samples(0 if single else 1, int(quiet.sum()))
-    spectrum, sure = noise_floor(spectra, 1 / level * quiet, samples)
+    weights = quiet / level
+    silent, steady = silent_frequencies(spectra, weights)
+    enough = steady.mean() > _ENOUGH_STEADY
+    noise = noisy if enough else tile_spectra(spectra)
     fit = fit_correlation(
-        spectrum,
+        np.average(noise, axis=0, weights=weights) * weights.sum() / quiet.sum(),
         window=spectra.window,
-        usable=spectra.usable & sure,
+        usable=steady if enough else np.ones_like(steady),
+        silent=silent,
         radius=radius,
         samples=samples,
     )
@@ -214,8 +220,7 @@ def noise_statistics(
         1 / level,
         lags=max_temporal_lag,
     )
-    variances = tile_spectra(spectra).reshape(len(level), -1) @ fit.solve[0]
-    sigma = float(np.sqrt(max(np.median(variances), 0.0)))
+    sigma = float(np.sqrt(max(float(np.median(level)) * variance, 0.0)))
     homogeneity, spread = _homogeneity(spectra, fit, correlation, error_map, (height, width), quiet)
     hole, core = _hole(correlation, error_map)
     warnings = list(temporal.warnings)

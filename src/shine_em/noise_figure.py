@@ -65,7 +65,7 @@ def _heatmap(axis: Any, values: np.ndarray, hole: tuple[int, int], title: str) -
         part, extent=(-edge, edge, edge, -edge), cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal"
     )
     for (y, x), value in np.ndenumerate(part):
-        text = f"{value:.2f}".replace("0.", ".")
+        text = f"{value:.2f}".replace("0.", ".") if abs(value) >= 0.005 else "0"
         axis.text(
             x - shown,
             y - shown,

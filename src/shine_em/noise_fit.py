@@ -17,11 +17,15 @@ __all__ = [
     "CorrelationFit",
     "fit_correlation",
     "lower_cluster",
-    "noise_floor",
     "quiet_tiles",
+    "silent_frequencies",
     "tile_levels",
     "tile_spectra",
 ]
+
+
+# Picture below this share of the noise power does no harm to its correlation.
+_SILENCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,23 @@ class CorrelationFit:
         ``(2R+1, 2R+1)``: covariance at each offset, and its standard error.
     kept
         ``(fy, fx)``: frequencies that took part; the others hold picture.
+    spectrum
+        ``(fy, fx)``: the noise spectrum that the covariance gives.
     solve
-        ``(offsets, fy·fx)``: the linear map from a spectrum to the half plane of covariances.
+        ``(offsets, fy·fx)``: the linear map from a change of the spectrum to that of the half
+        plane of covariances.
     """
 
     covariance: np.ndarray
     error: np.ndarray
     kept: np.ndarray
-    solve: np.ndarray
     spectrum: np.ndarray
+    solve: np.ndarray
 
     def apply(self, spectrum: np.ndarray) -> np.ndarray:
-        """Return the ``(2R+1, 2R+1)`` covariance of another spectrum, by the same frequencies."""
-        radius = self.covariance.shape[0] // 2
-        return _mirrored(self.solve @ spectrum.ravel(), radius)
+        """Return the ``(2R+1, 2R+1)`` covariance of a spectrum of about the same noise power."""
+        change = self.solve @ (spectrum - self.spectrum).ravel()
+        return self.covariance + _mirrored(change, self.covariance.shape[0] // 2)
 
 
 def tile_spectra(spectra: Spectra) -> np.ndarray:
@@ -88,44 +95,61 @@ def quiet_tiles(spectra: Spectra) -> np.ndarray:
     return kept
 
 
-def noise_floor(
-    spectra: Spectra, weights: np.ndarray, samples: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the spectrum of what changes at once, the picture's own change extrapolated away.
+def silent_frequencies(spectra: Spectra, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the frequencies whose change from frame to frame is noise.
 
-    The change D_k over k frames is noise plus picture. The picture's part grows with k, as a power
-    of it while the picture moves little and as 1 − exp(−λk) where it forgets itself; D_1, D_2 and
-    D_4 settle which, and how much of D_1 is picture.
+    Returns
+    -------
+    silent
+        ``(fy, fx)``: frames have nothing in common here but what they share at all frequencies, so
+        there is no picture at all.
+    steady
+        ``(fy, fx)``: the change does not depend on how far apart the frames are, so the picture,
+        if any, stands still (or jumps at random about a place).
+
+    Both hold on the average over the tiles, and in single tiles with either sign (a lattice that
+    rotates brings its own phase back in one tile and reverses it in another).
     """
+    tiles = int((weights > 0).sum())
+    later = [(spectra.change[k - 1], spectra.samples(k, tiles)) for k in (2, 4) if spectra.pairs[k]]
+    if spectra.far_pairs:
+        later.append((spectra.far, spectra.samples(0, tiles)))
     if not spectra.pairs[1]:
-        return np.average(spectra.power, axis=0, weights=weights), spectra.usable
-    change = [np.average(c, axis=0, weights=weights) for c in spectra.change]
-    first = change[0]
-    if spectra.pairs[4] < 2:
-        if spectra.pairs[2] < 2:
-            return first, spectra.usable
-        return np.clip((4 * first - change[1]) / 3, 0.2 * first, first * 1.2), spectra.usable
+        return np.zeros(spectra.usable.shape, bool), spectra.usable
+    first, samples = spectra.change[0], spectra.samples(1, tiles)
+    silent, steady = spectra.usable.copy(), np.ones_like(spectra.usable)
+    for change, count in [(first, samples), *later]:
+        silent &= _alike(change, spectra.power, weights, 1 / np.sqrt(2 * count), spectra.usable)
+    for change, _ in later:
+        steady &= _alike(first, change, weights, 1 / np.sqrt(samples), spectra.usable)
+    return silent, steady
+
+
+def _alike(
+    spectrum: np.ndarray,
+    reference: np.ndarray,
+    weights: np.ndarray,
+    error: float,
+    usable: np.ndarray,
+) -> np.ndarray:
+    """Return where a spectrum is the same share of the reference as at most frequencies."""
     from scipy import ndimage
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return ndimage.uniform_filter(values, 3, mode=("wrap", "nearest"))
 
-    base = smooth(first)
-    error = base / np.sqrt(samples)
-
-    def growth_of_picture(later: np.ndarray, sooner: np.ndarray) -> np.ndarray:
-        # Noise that is correlated in time grows as well, but everywhere alike.
-        ratio = smooth(later - sooner) / base
-        common, _ = lower_cluster(ratio[spectra.usable], 1 / np.sqrt(samples))
-        return (ratio - common) * base
-
-    near, wide = growth_of_picture(change[1], first), growth_of_picture(change[3], change[1])
-    growth = np.clip(wide / np.maximum(near, 1e-3 * error), 0.3, 4.0)
-    lasting = (np.sqrt(1 + 4 * growth) - 1) / 2
-    picture = near / np.where(growth >= 2, growth - 1, lasting)
-    picture = np.where(near > 2 * error, picture, 0.0)
-    share = picture / base
-    return first - picture, share <= max(0.4, float(np.quantile(share, 0.4)))
+    chosen = weights > 0
+    whole = np.average(reference, axis=0, weights=weights)
+    share = smooth(1 - np.average(spectrum, axis=0, weights=weights) / whole)
+    # 3×3 bins of a Hann-tapered spectrum have 0.54 of the error of one.
+    centre, _ = lower_cluster(share[usable], 0.54 * error)
+    alike = np.abs(share - centre) < max(2 * error, _SILENCE)
+    apart = 1 - spectrum[chosen] / np.maximum(reference[chosen], 1e-12 * whole)
+    square = smooth((apart**2).mean(axis=0))
+    typical = float(np.percentile(square[usable], 30))
+    spread = 0.54 * typical * np.sqrt(2 / chosen.sum())
+    centre, _ = lower_cluster(square[usable], spread)
+    return alike & (np.abs(square - centre) < max(4 * spread, _SILENCE**2))
 
 
 def fit_correlation(
@@ -133,6 +157,7 @@ def fit_correlation(
     *,
     window: tuple[np.ndarray, np.ndarray],
     usable: np.ndarray,
+    silent: np.ndarray,
     radius: int,
     samples: float,
 ) -> CorrelationFit:
@@ -141,8 +166,9 @@ def fit_correlation(
     Noise whose correlation ends within r pixels has the spectrum Σ_r C(r) w(r) cos(2π f·r), with w
     the taper's own correlation: the shorter the correlation, the smoother the spectrum. The
     picture only ever adds power. So ever less smooth spectra are fitted from below, each with the
-    frequencies dropped that stand above it, until one explains most of the plane and overshoots
-    nowhere. What it leaves is the picture; all offsets are then fitted to the rest.
+    frequencies dropped that stand above it, until one overshoots nowhere and explains all
+    frequencies known to hold noise only (or else most of the plane). What it leaves is the
+    picture; all offsets are then fitted to the rest.
 
     Parameters
     ----------
@@ -152,72 +178,102 @@ def fit_correlation(
         Tapers along y and x.
     usable
         ``(fy, fx)`` frequencies that may be used at all.
+    silent
+        ``(fy, fx)`` frequencies known to hold noise only, see `silent_frequencies`.
     radius
         Largest offset R, px.
     samples
         Independent samples behind each frequency bin; sets the statistical error.
     """
     relative = max(1 / np.sqrt(samples), 1e-3)
-    level = max(float(np.mean(spectrum[usable])), 1e-30)
-    best, kept = -1.0, usable
-    many = plane_weights(len(window[1])) / 2
+    many = np.where(usable, plane_weights(len(window[1])) / 2, 0)
+    silent = silent & usable
+    told = silent.sum() > 0.1 * usable.sum()
+    best, kept, start, settled = -1.0, usable, np.zeros(1), False
     for short in [r for r in (0, 1, 2, 3, 4, 6, 8, 12) if r < radius] + [radius]:
-        basis = _basis(window, short)
-        trial = usable
-        for _ in range(25):
-            model, half, solve = _least_squares(spectrum, basis, many, trial, relative, None)
-            misfit = (spectrum - model) / _tolerance(model, relative)
-            limit = max(4.0, 0.4 * float(misfit[usable].max()))
-            new = usable & (misfit < limit)
-            if new.sum() < 0.2 * usable.sum():
-                break
-            if limit == 4.0 and np.array_equal(new, trial):
-                break
-            trial = new
+        trial, misfit, half = _peeled(spectrum, _basis(window, short), many, relative)
         share = float(trial.sum() / usable.sum())
         below = float((misfit[usable] < -4).mean())
-        score = share - 10 * below
-        if score > best + 0.03:
-            best, kept = score, trial
-        if share > 0.6 and below < 0.002:
-            kept = trial
+        heard = float(trial[silent].mean()) if told else 0.0
+        if below < 0.002 and heard > 0.97:
+            kept, start = trial, half
             break
+        score = share - 10 * below
+        if not settled and score > best + 0.03:
+            best, kept, start = score, trial, half
+        if not settled and share > 0.6 and below < 0.002:
+            kept, start, settled = trial, half, True
+        if settled and not told:
+            break
+    # All offsets are fitted at last, but may leave the short fit only where the data ask for it:
+    # frequencies that were dropped leave combinations of far offsets open.
     basis = _basis(window, radius)
-    # Far offsets are rarely correlated: a weak prior settles what dropped frequencies leave open.
     dy, dx = _half_plane(radius)
-    prior = 0.3 * np.exp(-np.hypot(dy, dx) / 4)
-    prior[0] = 10
+    start = _widened(start, radius)
+    prior = 0.1 * np.exp(-np.hypot(dy, dx) / 4)
     for _ in range(3):
-        model, half, solve = _least_squares(spectrum, basis, many, kept, relative, prior)
+        model, half, normal, right = _least_squares(
+            spectrum, basis, many * kept, relative, start, prior
+        )
         misfit = (spectrum - model) / _tolerance(model, relative)
-        kept = kept & (misfit < 4) if (kept & (misfit < 4)).sum() > 0.2 * usable.sum() else kept
-    noise = solve * (np.maximum(model, 0.05 * level) * relative * HANN_OVERLAP).ravel()
-    error = np.sqrt((noise**2).sum(axis=1))
-    return CorrelationFit(_mirrored(half, radius), _mirrored(error, radius), kept, solve, model)
+        if (kept & (misfit < 4)).sum() > 0.2 * usable.sum():
+            kept = kept & (misfit < 4)
+    inverse = np.linalg.inv(normal)
+    return CorrelationFit(
+        covariance=_mirrored(half, radius),
+        error=_mirrored(np.sqrt(np.diag(inverse)), radius),
+        kept=kept,
+        spectrum=model,
+        solve=inverse @ right,
+    )
+
+
+def _peeled(
+    spectrum: np.ndarray, basis: np.ndarray, many: np.ndarray, relative: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit from below: drop what stands above the fit, the highest first, and fit again."""
+    usable = many > 0
+    kept = usable
+    for _ in range(25):
+        model, half, _, _ = _least_squares(spectrum, basis, many * kept, relative)
+        misfit = (spectrum - model) / _tolerance(model, relative)
+        limit = max(4.0, 0.4 * float(misfit[usable].max()))
+        new = usable & (misfit < limit)
+        if new.sum() < 0.2 * usable.sum() or (limit == 4.0 and np.array_equal(new, kept)):
+            break
+        kept = new
+    return kept, misfit, half
 
 
 def _least_squares(
     spectrum: np.ndarray,
     basis: np.ndarray,
     many: np.ndarray,
-    kept: np.ndarray,
     relative: float,
-    prior: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the fitted spectrum, its covariances, and the linear map between spectrum and them."""
-    level = max(float(np.mean(spectrum[kept])), 1e-30)
-    model = np.full(spectrum.shape, level)
+    start: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fit covariances to a spectrum, close to `start` within `prior` (in units of the mean power).
+
+    Returns the fitted spectrum, the covariances, the normal matrix, and its right-hand side per
+    bin of the spectrum.
+    """
+    level = max(float(np.average(spectrum, weights=many)), 1e-30)
+    if start is None:
+        start = np.zeros(basis.shape[1])
+        start[0] = level
+    model = (basis @ start).reshape(spectrum.shape)
+    half = start
     for _ in range(2):
-        weight = np.where(kept, many / (np.maximum(model, 0) + 0.3 * level) ** 2, 0).ravel()
-        weight /= (relative * HANN_OVERLAP) ** 2
-        right = basis.T * weight
+        weight = (many / (np.maximum(model, 0) + 0.3 * level) ** 2).ravel()
+        right = basis.T * (weight / (relative * HANN_OVERLAP) ** 2)
         normal = right @ basis
         penalty = 1e-9 * np.diag(normal).mean() if prior is None else 1 / (prior * level) ** 2
         normal[np.diag_indices_from(normal)] += penalty
-        solve = np.linalg.solve(normal, right)
-        half = solve @ spectrum.ravel()
+        change = right @ (spectrum.ravel() - basis @ start)
+        half = start + np.linalg.solve(normal, change)
         model = (basis @ half).reshape(spectrum.shape)
-    return model, half, solve
+    return model, half, normal, right
 
 
 def _tolerance(model: np.ndarray, relative: float) -> np.ndarray:
@@ -250,6 +306,13 @@ def _half_plane(radius: int) -> tuple[np.ndarray, np.ndarray]:
     dy, dx = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
     middle = len(dy) // 2
     return dy[middle:], dx[middle:]
+
+
+def _widened(half: np.ndarray, radius: int) -> np.ndarray:
+    """Return the half plane of a larger radius, zero where the smaller one ends."""
+    short = (int(np.sqrt(2 * len(half) - 1)) - 1) // 2
+    wide = np.pad(_mirrored(half, short), radius - short)
+    return wide.ravel()[wide.size // 2 :]
 
 
 def _mirrored(half: np.ndarray, radius: int) -> np.ndarray:
