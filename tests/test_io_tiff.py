@@ -282,3 +282,11 @@ def test_unreadable_numbers_in_imagej_text_calibrate_nothing(tmp_path: Path) -> 
     text = "ImageJ=1.53\nimages=5\nframes=5\nunit=nm\nfinterval=0,04\nxorigin=a\n"
     tifffile.imwrite(path, stack(), description=text, metadata=None, photometric="minisblack")
     assert read(path).frame_time_s is None
+
+
+def test_a_signal_that_is_not_there_is_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stack(), photometric="minisblack")
+    assert read(path, signal=0).shape == (5, 7, 9)
+    with pytest.raises(ShineError, match="no signal 'HAADF'"):
+        read(path, signal="HAADF")

@@ -69,6 +69,8 @@ def as_frames(
         )
     if axes[-2:] != "YX":
         raise ShineError(f"{where}: the last two axes must be y and x, the file holds {words}.")
+    if signal is not None and "C" not in axes and str(signal) != "0":
+        raise ShineError(f"{where}: there is no signal {signal!r}; the file holds one, {words}.")
     fixed = [0] * (len(shape) - 2)
     note = ""
     sequences = []
