@@ -43,7 +43,7 @@ class ReportData:
         What the `Observer` saw while the frames streamed by.
     training
         ``steps``, ``seconds``, ``train_loss`` and ``validation_loss`` (lists of (step, loss)),
-        ``best_step``, ``preset``, ``holes`` (of the ensemble), ``frames`` (trained on),
+        ``best_step``, ``preset``, ``holes`` (of the ensemble), ``frames`` (that the network sees),
         ``parameters``, ``stopped`` (why training stopped). All but the lists may be missing; an
         empty dict means that a trained model was applied.
     health_findings
@@ -154,7 +154,7 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
         f"{noise.hole[1]} pixels (rows × columns) was recommended."
     )
     if training:
-        text.append(_training_sentence(training, n))
+        text.append(_training_sentence(training))
     result = result or _residual_test(report)
     if result is not None and math.isfinite(result.leftover):
         text.append(
@@ -171,11 +171,13 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
     return " ".join(text)
 
 
-def _training_sentence(training: Mapping[str, Any], n: int) -> str:
+def _training_sentence(training: Mapping[str, Any]) -> str:
     words = "The network"
     if training.get("parameters"):
         words += f" ({int(training['parameters']):,} parameters)"
-    words += f" was trained on {training.get('frames', n)} frames"
+    if training.get("frames"):
+        words += f", which sees {int(training['frames'])} frames at a time,"
+    words += " was trained"
     if training.get("steps") is not None:
         words += f" for {int(training['steps']):,} steps"
     if training.get("seconds") is not None:

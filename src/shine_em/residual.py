@@ -296,7 +296,7 @@ def _judge(
             f"The residual is more correlated from pixel to pixel than the noise (by {excess:.3f}):"
             " some structure was removed with the noise. Look for it in the residual view."
         )
-    if 2 * error > LEFTOVER:
+    if abs(share) + 2 * error > 2 * LEFTOVER:
         return "undecided", (
             f"No leftover picture found in the residual, but with these frames the test cannot "
             f"exclude a small one ({size} of the picture's contrast)."

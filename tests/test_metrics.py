@@ -1,0 +1,299 @@
+"""Metrics against closed forms and independent implementations; the residual test's error rates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from shine_em import metrics
+from shine_em.errors import ShineError
+from shine_em.movie import Movie
+from shine_em.residual import residual_structure
+
+
+def scene(shape: tuple[int, int] = (96, 80), seed: int = 0) -> np.ndarray:
+    """Return a few soft discs between 0 and 1."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices(shape)
+    picture = np.zeros(shape)
+    for _ in range(shape[0] * shape[1] // 1300):
+        centre, radius = rng.uniform(0, 1, 2) * shape, rng.uniform(4, 12)
+        picture = np.maximum(picture, np.hypot(y - centre[0], x - centre[1]) < radius)
+    return gaussian_filter(picture, 1.2)
+
+
+# --- PSNR and SSIM ---------------------------------------------------------------------------
+
+
+def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
+    truth = np.zeros((20, 30))
+    truth[:, 15:] = 8.0
+    assert metrics.psnr(truth + 0.5, truth, protocol="range") == pytest.approx(
+        20 * np.log10(8 / 0.5)
+    )
+    assert metrics.psnr(truth + 0.5, truth, protocol="range", data_range=80) == pytest.approx(
+        20 * np.log10(80 / 0.5)
+    )
+
+
+def test_psnr_and_ssim_agree_with_scikit_image() -> None:
+    rng = np.random.default_rng(0)
+    truth = scene()
+    image = truth + rng.normal(0, 0.2, truth.shape)
+    span = truth.max() - truth.min()
+    assert metrics.psnr(image, truth, protocol="range") == pytest.approx(
+        peak_signal_noise_ratio(truth, image, data_range=span)
+    )
+    slope, shift = np.polyfit(image.ravel(), truth.ravel(), 1)
+    fitted = slope * image + shift
+    assert metrics.psnr(image, truth) == pytest.approx(
+        peak_signal_noise_ratio(truth, fitted, data_range=span)
+    )
+    assert metrics.ssim(image, truth) == pytest.approx(
+        structural_similarity(
+            fitted, truth, data_range=span, win_size=11, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )  # fmt: skip
+    eight = [np.rint(255 * (a - a.min()) / np.ptp(a)).astype(np.uint8) for a in (truth, image)]
+    assert metrics.psnr(image, truth, protocol="minmax") == pytest.approx(
+        peak_signal_noise_ratio(*eight)
+    )
+
+
+def test_ssim_follows_its_definition_on_one_window() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(2, 11, 11))
+    offset = np.arange(-5, 6)
+    weight = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    weight /= weight.sum()
+    ma, mb = (weight * a).sum(), (weight * b).sum()
+    va, vb = (weight * a**2).sum() - ma**2, (weight * b**2).sum() - mb**2
+    cov = (weight * a * b).sum() - ma * mb
+    c1, c2 = (0.01 * 6) ** 2, (0.03 * 6) ** 2
+    expected = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    assert metrics.ssim(a, b, protocol="range", data_range=6) == pytest.approx(expected, rel=1e-6)
+
+
+@given(
+    gain=st.floats(0.01, 100) | st.floats(-100, -0.01),
+    shift=st.floats(-50, 50),
+    shape=st.tuples(st.integers(11, 23), st.integers(11, 23)),
+    kind=st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=25, deadline=None)
+def test_affine_ignores_gain_and_offset(gain, shift, shape, kind) -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=shape)
+    image = truth + rng.normal(0, 0.3, shape)
+    moved = (gain * image + shift).astype(kind)
+    assert metrics.psnr(moved, truth) == pytest.approx(metrics.psnr(image, truth), abs=0.05)
+    if gain > 0:
+        assert metrics.psnr(moved, truth, protocol="minmax") == pytest.approx(
+            metrics.psnr(image, truth, protocol="minmax"), abs=0.3
+        )
+
+
+def test_movie_psnr_fits_once_so_flicker_counts() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.stack([scene(seed=i) for i in range(4)]) * 50 + 1000
+    movie = 3 * (truth + rng.normal(0, 2, truth.shape)) - 7
+    steady = metrics.movie_psnr(movie, truth)
+    flat = [m.ravel() for m in (movie, truth)]
+    fitted = np.polyval(np.polyfit(*flat, 1), movie)
+    expected = 10 * np.log10(np.ptp(truth) ** 2 / ((fitted - truth) ** 2).mean((1, 2)))
+    np.testing.assert_allclose(steady, expected, rtol=1e-6)
+    movie[2] += 30
+    assert metrics.movie_psnr(movie, truth)[2] < steady[2] - 3
+    assert metrics.psnr(movie[2], truth[2], data_range=np.ptp(truth)) > steady[2] - 0.5
+
+
+def test_movie_functions_take_movies_and_frames_one_by_one() -> None:
+    truth = np.stack([scene(seed=i) for i in range(3)])
+    noisy = truth + np.random.default_rng(0).normal(0, 0.1, truth.shape)
+    a, b = Movie.from_array(noisy), Movie.from_array(truth)
+    for protocol in ("affine", "range", "minmax"):
+        np.testing.assert_allclose(
+            metrics.movie_psnr(a, b, protocol=protocol),
+            metrics.movie_psnr(noisy, truth, protocol=protocol),
+        )
+    single = [metrics.ssim(x, y, protocol="minmax") for x, y in zip(noisy, truth, strict=True)]
+    np.testing.assert_allclose(metrics.movie_ssim(a, b, protocol="minmax"), single)
+    assert np.isinf(metrics.movie_psnr(truth, truth, protocol="range")).all()
+
+
+def test_bad_pairs_are_refused_in_plain_words() -> None:
+    image = np.zeros((12, 12))
+    with pytest.raises(ShineError, match="different shapes"):
+        metrics.psnr(image, image[:5])
+    with pytest.raises(ShineError, match="truth is constant"):
+        metrics.psnr(image, image)
+    with pytest.raises(ShineError, match="Unknown protocol"):
+        metrics.psnr(image, image, protocol="best")  # type: ignore[arg-type]
+    with pytest.raises(ShineError, match="11×11"):
+        metrics.ssim(np.eye(8), np.eye(8))
+
+
+# --- SNR -------------------------------------------------------------------------------------
+
+
+def test_snr_of_equation_5() -> None:
+    assert metrics.snr_from_correlation(0.5) == 0
+    assert metrics.snr_from_correlation(10 / 11) == pytest.approx(10)
+    values = metrics.snr_from_correlation([-0.2, 0, 1, 1 + 1e-16, np.nan])
+    np.testing.assert_array_equal(values, [-np.inf, -np.inf, np.inf, np.inf, np.nan])
+
+
+def test_snr_of_two_measurements_is_the_true_ratio() -> None:
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(256, 256))
+    a, b = (signal + rng.normal(0, 0.5, signal.shape) for _ in range(2))
+    assert metrics.snr(a, 5 * b + 100) == pytest.approx(10 * np.log10(4), abs=0.1)
+    np.testing.assert_allclose(metrics.frame_snr([a, b, a]), [metrics.snr(a, b)] * 2)
+    assert np.isnan(metrics.snr(a, np.ones_like(a)))
+    assert metrics.frame_snr(a[None]).shape == (0,)
+
+
+# --- Fourier ring correlation ----------------------------------------------------------------
+
+
+@given(shape=st.tuples(st.integers(8, 61), st.integers(8, 61)))
+@settings(max_examples=25, deadline=None)
+def test_frc_of_an_image_with_itself_is_one_in_every_ring(shape) -> None:
+    image = np.random.default_rng(0).normal(size=shape)
+    frc = metrics.fourier_ring_correlation(image, 3 * image + 2)
+    np.testing.assert_allclose(frc.correlation, 1, atol=1e-9)
+    assert frc.frequency.shape == frc.counts.shape == (min(shape) // 2,)
+    assert frc.frequency[-1] == pytest.approx(min(shape) // 2 / min(shape))
+    assert (frc.counts > 0).all()
+    assert frc.resolution() == pytest.approx(1 / frc.frequency[-1])
+
+
+def test_frc_counts_and_values_agree_with_a_full_fft() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 30, 44)) + scene((30, 44))
+    frc = metrics.fourier_ring_correlation(a, b, taper=0)
+    fa, fb = np.fft.fft2(a - a.mean()), np.fft.fft2(b - b.mean())
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(30), np.fft.fftfreq(44), indexing="ij"))
+    for k, f in enumerate(frc.frequency):
+        ring = np.rint(radius * 30) == k + 1
+        assert f == pytest.approx((k + 1) / 30)
+        assert frc.counts[k] == ring.sum()
+        expected = np.vdot(fb[ring], fa[ring]).real / (
+            np.linalg.norm(fa[ring]) * np.linalg.norm(fb[ring])
+        )
+        assert frc.correlation[k] == pytest.approx(expected)
+
+
+def test_frc_resolution_is_where_signal_meets_noise() -> None:
+    rng = np.random.default_rng(0)
+    n, sigma = 256, 2.0
+    frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n))
+    # The signal's power over the noise's is 1e3·exp(-(4πσf)²/4): FRC = s/(1+s) in closed form.
+    transfer = np.sqrt(1e3) * np.exp(-((np.pi * sigma * frequency) ** 2))
+    white = np.fft.rfft2(rng.normal(size=(n, n)))
+    signal = np.fft.irfft2(white * transfer, s=(n, n))
+    a, b = (signal + rng.normal(size=(n, n)) for _ in range(2))
+    frc = metrics.fourier_ring_correlation(a, b, pixel_size_nm=0.05)
+    ratio = 1e3 * np.exp(-2 * (np.pi * sigma * frc.frequency * 0.05) ** 2)
+    np.testing.assert_allclose(frc.correlation[8:], (ratio / (1 + ratio))[8:], atol=0.13)
+    wanted = np.sqrt(np.log(1e3 * 6) / 2) / (np.pi * sigma)  # FRC = 1/7 where the ratio is 1/6
+    assert frc.resolution(1 / 7) == pytest.approx(0.05 / wanted, rel=0.06)
+    assert frc.calibrated
+    assert frc.resolution("half-bit") > frc.resolution(1 / 7)
+
+
+def test_frc_of_independent_noise_is_below_the_half_bit_curve() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 128, 100))
+    frc = metrics.fourier_ring_correlation(a, b)
+    assert (frc.correlation[5:] < frc.threshold("half-bit")[5:]).all()
+
+
+# --- residual test ---------------------------------------------------------------------------
+
+NOISES = ("white", "correlated", "along rows", "wide", "row offsets", "shot")
+
+
+def noise(kind: str, rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """Return noise of unit variance (on average over the frame)."""
+    white = rng.normal(size=picture.shape)
+    if kind == "row offsets":
+        return (white + 0.7 * rng.normal(size=(picture.shape[0], 1))) / 1.22
+    if kind == "shot":
+        return white * np.sqrt(0.4 + 2 * picture) / np.sqrt(0.4 + 2 * picture.mean())
+    width = {"white": 0, "correlated": 0.7, "along rows": (0, 2), "wide": 2}[kind]
+    smooth = gaussian_filter(white, width) if width else white
+    return smooth / smooth.std()
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_residual_of_pure_noise_raises_no_alarm(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    outcomes, z = [], []
+    for seed in range(25):
+        picture = scene((96, 112), seed)
+        frames = [noise(kind, rng, picture) for _ in range(6)]
+        result = residual_structure(frames, [picture] * 6)
+        outcomes.append(result.outcome)
+        z.append(result.z)
+    assert set(outcomes) <= {"clear", "undecided"}
+    assert 0.3 < np.std(z) < 1.4  # a standard normal number, or safer
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1])
+@pytest.mark.parametrize("kind", ["white", "correlated", "shot"])
+def test_residual_with_leftover_particles_is_found_and_measured(kind: str, share: float) -> None:
+    rng = np.random.default_rng(1)
+    hits = []
+    for seed in range(3):
+        picture = scene((256, 256), seed)
+        denoised = (1 - share) * picture
+        frames = [picture + noise(kind, rng, picture) - denoised for _ in range(24)]
+        result = residual_structure(frames, [denoised] * 24)
+        hits.append(result.outcome == "structure")
+        expected = share / (1 - share)
+        assert abs(result.leftover - expected) < 4 * result.leftover_error
+        assert "holds" in result.verdict or not hits[-1]
+    assert sum(hits) >= 2
+
+
+def test_structure_that_the_denoised_picture_lost_shows_in_the_autocorrelation() -> None:
+    rng = np.random.default_rng(0)
+    lattice = 0.6 * np.cos(2 * np.pi * np.indices((128, 128)).sum(0) / 6)
+    picture = scene((128, 128))
+    clean = [noise("correlated", rng, picture) for _ in range(8)]
+    wanted = residual_structure(clean, [picture] * 8, _correlation(clean))
+    assert wanted.outcome != "structure"
+    assert abs(wanted.autocorrelation_excess or 0) < 0.02
+    lost = residual_structure([n + lattice for n in clean], [picture] * 8, _correlation(clean))
+    assert lost.outcome == "structure"
+    assert "correlated" in lost.verdict
+
+
+def test_exaggerated_contrast_and_empty_pictures_are_named() -> None:
+    rng = np.random.default_rng(0)
+    picture = scene((128, 128))
+    frames = [noise("white", rng, picture) for _ in range(16)]
+    boosted = 1.3 * picture
+    result = residual_structure([n + picture - boosted for n in frames], [boosted] * 16)
+    assert result.outcome == "exaggerated"
+    empty = residual_structure(frames, np.zeros((16, 128, 128)))
+    assert empty.outcome == "undecided"
+    with pytest.raises(ShineError, match="same frames"):
+        residual_structure(frames, [picture])
+    with pytest.raises(ShineError, match="odd side"):
+        residual_structure(frames, [picture] * 16, np.ones((4, 4)))
+
+
+def _correlation(frames: list[np.ndarray], reach: int = 8) -> np.ndarray:
+    """Return the correlation map of noise by shifting, the slow way."""
+    total = np.zeros((2 * reach + 1, 2 * reach + 1))
+    for frame in frames:
+        padded = np.pad(frame, reach)
+        height, width = frame.shape
+        for i in range(2 * reach + 1):
+            for j in range(2 * reach + 1):
+                total[i, j] += (frame * padded[i : i + height, j : j + width]).mean()
+    return total / total[reach, reach]
