@@ -222,21 +222,25 @@ class _Residual(nn.Module):
 class PaperNetwork(_Network):
     """The network of the paper (Materials and Methods, fig. S1): 1.1 M parameters, no biases.
 
-    The centre frame (1×1, 48 channels) and its neighbours (3×3 and as many further 3×3 as the
-    hole's half-width, 16 channels) make the 64 base features. Four scales joined by 2×2 average
+    The centre frame (1×1, 48 channels) and its open neighbours (3×3 and as many further 3×3 as the
+    hole's half-width, 16 channels) make the 64 base features; neighbours to be blinded, which the
+    paper does not have, enter with the centre frame. Four scales joined by 2×2 average
     pooling hold two residual blocks each; the base and every block are read by a donut, brought
     back to full resolution, passed through a 1×1, concatenated (576) and fused 288, 64, 1.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
-        width, neighbours = config.channels, config.frames - 1
-        side = width // 4 if neighbours else 0
-        self.centre_stem = nn.Conv2d(1, width - side, 1, bias=False)
+        self.whole = list(config.open_slots)
+        self.holed = [i for i in range(config.frames) if i not in self.whole]
+        width = config.channels
+        side = width // 4 if self.whole else 0
+        self.centre_stem = nn.Conv2d(len(self.holed), width - side, 1, bias=False)
         steps: list[nn.Module] = []
-        steps += [nn.Conv2d(neighbours, side, 3, padding=1, bias=False)] if neighbours else []
-        for _ in range(config.paper_radius if neighbours else 0):
-            steps += [nn.GELU(), _conv3(side, side, bias=False)]
+        if self.whole:
+            steps.append(_conv3(len(self.whole), side, bias=False))
+            for _ in range(config.paper_radius):
+                steps += [nn.GELU(), _conv3(side, side, bias=False)]
         self.neighbour_stem = nn.Sequential(*steps)
         self.blocks = nn.ModuleList(_Residual(width, bias=False) for _ in range(2 * self.levels))
         donuts = [Donut(width, width, level=0, spread=0, reach=0, bias=False)]
@@ -269,11 +273,9 @@ class PaperNetwork(_Network):
         return 2**last.level * (max(last.dilation(widest)) + 1) + last.spread + last.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
-        c = self.config.centre
-        base = self.centre_stem(window[:, c : c + 1])
-        if self.config.frames > 1:
-            around = torch.cat((window[:, :c], window[:, c + 1 :]), dim=1)
-            base = torch.cat((base, self.neighbour_stem(around)), dim=1)
+        base = self.centre_stem(window[:, self.holed])
+        if self.whole:
+            base = torch.cat((base, self.neighbour_stem(window[:, self.whole])), dim=1)
         features = [base]
         x = base
         for i, block in enumerate(self.blocks):
