@@ -86,13 +86,15 @@ class Denoiser:
         self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def predict(self, windows: np.ndarray) -> np.ndarray:
+    def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.
 
         Parameters
         ----------
         windows
             ``(b, frames, h, w)`` float32, normalised.
+        shift
+            Neighbours out of place in time (see `Timeline.shift`).
 
         Returns
         -------
@@ -106,15 +108,15 @@ class Denoiser:
         for read_y, keep_y in tiles(height, self.tile, halo, self.network.stride):
             for read_x, keep_x in tiles(width, self.tile, halo, self.network.stride):
                 part = whole[:, :, read_y, read_x].to(self.device)
-                mean = self._mean_over_holes(part.contiguous(memory_format=self.memory))
+                mean = self._mean_over_holes(part.contiguous(memory_format=self.memory), shift)
                 inner_y = slice(keep_y.start - read_y.start, keep_y.stop - read_y.start)
                 inner_x = slice(keep_x.start - read_x.start, keep_x.stop - read_x.start)
                 out[:, keep_y, keep_x] = mean[:, inner_y, inner_x].cpu().numpy()
         return out
 
-    def _mean_over_holes(self, window: Tensor) -> Tensor:
+    def _mean_over_holes(self, window: Tensor, shift: int) -> Tensor:
         with autocast(self.device, self.precision):
-            predicted = self.network(window, self.holes)
+            predicted = self.network(window, self.holes, shift)
         return predicted.float().mean(0) + self.model.offset
 
     def stream(
@@ -147,20 +149,31 @@ class Denoiser:
         timeline = Timeline(len(movie), health, model.blinded_lags)
         pick = timeline.half_window if halves else timeline.window
         cache = _FrameCache(movie, health, model, keep=2 * model.config.frames + 2)
-        empty = np.zeros(movie.shape[1:], np.float32)
-        wanted = range(len(movie)) if frames is None else frames
-        batch = 8 if self.device.type == "cuda" else 1
-        for start in range(0, len(wanted), batch):
-            ts = [int(t) for t in wanted[start : start + batch]]
-            picked: list[Window] = [pick(t, model.config.frames) for t in ts]
-            stacks = np.stack(
-                [[empty if i is None else cache[i][1] for i in window] for window in picked]
-            )
-            for t, x in zip(ts, self.predict(stacks), strict=True):
-                raw = cache[t][0]
-                # A blanked frame holds no picture to restore: it is handed on as it is.
-                good = timeline.usable[t]
-                yield t, raw, model.normalisation.invert(x) if good else raw.astype(np.float32)
+        most = 8 if self.device.type == "cuda" else 1
+        pending: list[tuple[int, Window]] = []
+        for t in range(len(movie)) if frames is None else frames:
+            window = pick(int(t), model.config.frames, mirror=model.config.kind == "paper")
+            if pending and (
+                len(pending) == most or timeline.shift(pending[0][1]) != timeline.shift(window)
+            ):
+                yield from self._batch(pending, cache, timeline)
+                pending = []
+            pending.append((int(t), window))
+        yield from self._batch(pending, cache, timeline)
+
+    def _batch(
+        self, pending: list[tuple[int, Window]], cache: _FrameCache, timeline: Timeline
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        empty = np.zeros(cache.bad.shape, np.float32)
+        stacks = np.stack(
+            [[empty if i is None else cache[i][1] for i in window] for _, window in pending]
+        )
+        predicted = self.predict(stacks, timeline.shift(pending[0][1]))
+        for (t, _), x in zip(pending, predicted, strict=True):
+            raw = cache[t][0]
+            # A blanked frame holds no picture to restore: it is handed on as it is.
+            good = timeline.usable[t]
+            yield t, raw, self.model.normalisation.invert(x) if good else raw.astype(np.float32)
 
 
 class _FrameCache:

@@ -166,7 +166,7 @@ class _Network(nn.Module):
     def _open_reach(self) -> int:
         return 0
 
-    def forward(self, window: Tensor, holes: Sequence[Hole]) -> Tensor:
+    def forward(self, window: Tensor, holes: Sequence[Hole], shift: int = 0) -> Tensor:
         """Predict the centre frame once per hole.
 
         Parameters
@@ -175,6 +175,8 @@ class _Network(nn.Module):
             ``(b, frames, h, w)``, normalised; any ``h`` and ``w``.
         holes
             One or more ``(m, n)``.
+        shift
+            Neighbours out of place in time (see `Timeline.shift`).
 
         Returns
         -------
@@ -186,10 +188,10 @@ class _Network(nn.Module):
         # Outside the frame everything is zero: nothing hidden is copied there. The mask tells
         # the network where the frame ends.
         mask = F.pad(torch.ones_like(window[:, :1]), pad)
-        out = self._predict(F.pad(window, pad), mask, [check_hole(h) for h in holes])
+        out = self._predict(F.pad(window, pad), mask, [check_hole(h) for h in holes], shift)
         return out[..., :height, :width]
 
-    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
         raise NotImplementedError
 
     def parameter_count(self) -> int:
@@ -272,7 +274,7 @@ class PaperNetwork(_Network):
         widest = (LARGEST_HOLE, LARGEST_HOLE)
         return 2**last.level * (max(last.dilation(widest)) + 1) + last.spread + last.reach
 
-    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
         base = self.centre_stem(window[:, self.holed])
         if self.whole:
             base = torch.cat((base, self.neighbour_stem(window[:, self.whole])), dim=1)
@@ -310,7 +312,7 @@ class LeanNetwork(_Network):
         width = config.channels
         widths = [width, *[2 * width] * (self.levels - 1)]
         joint = 3 * width // 2
-        self.stem = _conv3(config.frames + 1, width)
+        self.stem = _Stem(config.frames + 1, width, shifts=config.centre)
         self.near = Donut(width, width, level=0, spread=1, reach=0, bias=True)
         self.trunk = nn.ModuleList()
         self.donuts = nn.ModuleList()
@@ -324,7 +326,7 @@ class LeanNetwork(_Network):
             self.donuts.append(Donut(w, w, level=level, spread=spread, reach=reach, bias=True))
             self.heads.append(nn.Conv2d(w, joint, 1))
         self.near_head = nn.Conv2d(width, joint, 1)
-        self.open = _OpenBranch(len(config.open_slots), width) if config.open_slots else None
+        self.open = _OpenBranch(config, width) if config.open_slots else None
         self.join = nn.Conv2d(width, joint, 1) if config.open_slots else None
         self.mix = nn.Conv2d(joint, joint, 1)
         self.last = nn.Conv2d(joint, 1, 1)
@@ -332,8 +334,8 @@ class LeanNetwork(_Network):
     def _open_reach(self) -> int:
         return _OpenBranch.reach
 
-    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole]) -> Tensor:
-        near = F.relu(self.stem(torch.cat((window, mask), dim=1)))
+    def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
+        near = F.relu(self.stem(torch.cat((window, mask), dim=1), shift))
         features = []
         x = near
         for level, convs in enumerate(self.trunk):
@@ -346,7 +348,8 @@ class LeanNetwork(_Network):
             features.append(x)
         shared = None
         if self.open is not None and self.join is not None:
-            shared = self.join(self.open(window[:, list(self.config.open_slots)], mask))
+            neighbours = window[:, list(self.config.open_slots)]
+            shared = self.join(self.open(neighbours, mask, shift))
         return torch.stack([self._read(near, features, shared, hole) for hole in holes])
 
     def _read(
@@ -366,6 +369,21 @@ class LeanNetwork(_Network):
         return self.last(x)[:, 0]
 
 
+class _Stem(nn.Module):
+    """A 3×3 convolution over frames that changes its weights with the neighbours out of place."""
+
+    def __init__(self, inputs: int, outputs: int, *, shifts: int) -> None:
+        super().__init__()
+        self.conv = _conv3(inputs, outputs)
+        self.changes = nn.Parameter(torch.zeros(shifts * outputs, inputs, 3, 3))
+
+    def forward(self, x: Tensor, shift: int) -> Tensor:
+        weight = self.conv.weight
+        if shift:
+            weight = weight + self.changes.chunk(len(self.changes) // len(weight))[shift - 1]
+        return F.conv2d(x, weight, self.conv.bias, padding=1)
+
+
 class _OpenBranch(nn.Module):
     """A three-level U-Net over the open neighbours: ``(b, slots, h, w)`` → ``(b, width, h, w)``."""
 
@@ -373,17 +391,17 @@ class _OpenBranch(nn.Module):
     # side, two at each coarser level, and the footprints of pooling and upsampling.
     reach = 1 + 2 * 2 + 2 * 4 + 2 * 4 + 2 * 2 + 1
 
-    def __init__(self, slots: int, width: int) -> None:
+    def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
-        self.enter = _conv3(slots + 1, width)
+        self.enter = _Stem(len(config.open_slots) + 1, width, shifts=config.centre)
         self.middle = nn.ModuleList((_conv3(width, 2 * width), _conv3(2 * width, 2 * width)))
         self.coarse = nn.ModuleList((_conv3(2 * width, 2 * width), _conv3(2 * width, 2 * width)))
         self.up_middle = nn.Conv2d(2 * width, width, 1)
         self.merge_coarse = nn.Conv2d(2 * width, 2 * width, 1)
         self.merge = _conv3(width, width)
 
-    def forward(self, neighbours: Tensor, mask: Tensor) -> Tensor:
-        x = F.relu(self.enter(torch.cat((neighbours, mask), dim=1)))
+    def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> Tensor:
+        x = F.relu(self.enter(torch.cat((neighbours, mask), dim=1), shift))
         y = F.avg_pool2d(x, 2)
         y = F.relu(self.middle[0](y))
         y = y + F.relu(self.middle[1](y))

@@ -94,18 +94,39 @@ class Timeline:
         self.usable = np.ones(n, bool) if health is None else ~np.asarray(health.blank)
         self.segment = np.zeros(n, int) if health is None else np.asarray(health.segment)
 
-    def window(self, t: int, frames: int, *, first: int = 0, last: int | None = None) -> Window:
+    def window(
+        self,
+        t: int,
+        frames: int,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        mirror: bool = False,
+    ) -> Window:
         """Return the ``frames`` frame numbers around ``t``, in the order of time offsets.
 
-        ``first`` and ``last`` narrow the frames that may be used, as at the ends of a movie.
+        A window with neighbours out of place (`shift`) is turned so that these come last.
+
+        Parameters
+        ----------
+        t, frames
+            The centre frame, and the width of the window.
+        first, last
+            Narrow the frames that may be used, as at the ends of a movie.
+        mirror
+            Fill gaps with the mirror image in time, as the paper's network was trained, instead
+            of with the nearest unused frames.
         """
-        return self._window(t, frames, range(first, self.n if last is None else last + 1))
+        allowed = range(first, self.n if last is None else last + 1)
+        return self._window(t, frames, allowed, mirror=mirror)
 
-    def half_window(self, t: int, frames: int) -> Window:
+    def half_window(self, t: int, frames: int, *, mirror: bool = False) -> Window:
         """Return a window made only of frames as even or odd as ``t``."""
-        return self._window(t, frames, range(t % 2, self.n, 2), step=2)
+        return self._window(t, frames, range(t % 2, self.n, 2), step=2, mirror=mirror)
 
-    def _window(self, t: int, frames: int, allowed: range, *, step: int = 1) -> Window:
+    def _window(
+        self, t: int, frames: int, allowed: range, *, step: int = 1, mirror: bool = False
+    ) -> Window:
         half = frames // 2
         candidates = self._nearest(t, allowed, 2 * frames * step)
         offsets = sorted((o for o in range(-half, half + 1) if o), key=lambda o: (abs(o), -o))
@@ -113,13 +134,31 @@ class Timeline:
         for o in offsets:  # those that stand where they should
             if t + step * o in candidates and self._fits(t, o, t + step * o):
                 chosen[o] = t + step * o
-        for o in offsets:  # the nearest unused ones, then used ones again
-            if o not in chosen:
-                fitting = [c for c in candidates if self._fits(t, o, c)]
-                unused = [c for c in fitting if c not in chosen.values()]
-                if fitting:
-                    chosen[o] = (unused or fitting)[0]
-        return tuple(t if o == 0 else chosen.get(o) for o in range(-half, half + 1))
+        moved = [o for o in offsets if o not in chosen]
+        for o in moved:
+            fitting = [c for c in candidates if self._fits(t, o, c)]
+            unused = [c for c in fitting if c not in chosen.values()]
+            if mirror and t - step * o in fitting:
+                chosen[o] = t - step * o
+            elif fitting:
+                chosen[o] = (unused or fitting)[0]
+        turn = -1 if sum(o < 0 for o in moved) > sum(o > 0 for o in moved) else 1
+        return tuple(t if o == 0 else chosen.get(turn * o) for o in range(-half, half + 1))
+
+    @staticmethod
+    def shift(window: Window) -> int:
+        """Return how many neighbours are out of place, at most half of the window's width.
+
+        The network has extra weights for each number, since a neighbour that is further away in
+        time than its place says must weigh less.
+        """
+        half = len(window) // 2
+        t = window[half]
+        assert t is not None
+        lags = [None if i is None else abs(i - t) for i in window]
+        step = 2 if all(lag is None or lag % 2 == 0 for lag in lags) and half else 1
+        out = sum(lag is not None and lag != step * abs(k - half) for k, lag in enumerate(lags))
+        return min(out, half)
 
     def _fits(self, t: int, offset: int, candidate: int) -> bool:
         return abs(offset) in self.blinded or abs(candidate - t) not in self.blinded
@@ -156,10 +195,13 @@ class Batch:
         ``(b, frames, h, w)`` float32, normalised.
     weights
         ``(b, h, w)`` float32: 1 where the centre frame's pixel may be trained on, else 0.
+    shift
+        Neighbours out of place (`Timeline.shift`), the same for the whole batch.
     """
 
     windows: np.ndarray
     weights: np.ndarray
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,8 +225,8 @@ class PatchPool:
     ----------
     movie, health, normalisation
         The movie, its input check and its normalisation.
-    frames, blinded_lags
-        Frames in a window, and see `Timeline`.
+    frames, mirror, blinded_lags
+        See `Timeline.window` and `Timeline`.
     held_out
         Frames that are never trained on (they may still be neighbours).
     hidden
@@ -201,6 +243,7 @@ class PatchPool:
         normalisation: Normalisation,
         *,
         frames: int,
+        mirror: bool = False,
         blinded_lags: Sequence[int] = (),
         held_out: Sequence[int] = (),
         hidden: np.ndarray | None = None,
@@ -209,7 +252,7 @@ class PatchPool:
     ) -> None:
         self.timeline = Timeline(len(movie), health, blinded_lags)
         self.normalisation = normalisation
-        self.frames = frames
+        self.frames, self.mirror = frames, mirror
         targets = [t for t in self.timeline.targets() if t not in set(held_out)]
         if not targets:
             raise ShineError(f"{movie.name}: no frame is left to train on.")
@@ -242,20 +285,26 @@ class PatchPool:
         for start in np.unique(np.maximum(starts, 0)):
             chosen = targets[start : start + length]
             needed = sorted(
-                {i for t in chosen for i in self.timeline.window(t, self.frames) if i is not None}
+                {
+                    i
+                    for t in chosen
+                    for i in self.timeline.window(t, self.frames, mirror=self.mirror)
+                    if i is not None
+                }
             )
-            stack = [movie.frame(i) for i in needed]
-            for _ in range(regions):
-                y0 = int(rng.integers(height - rows + 1))
-                x0 = int(rng.integers(width - columns + 1))
-                here = (slice(y0, y0 + rows), slice(x0, x0 + columns))
-                yield _Run(
-                    np.stack([f[here] for f in stack]),
-                    {t: i for i, t in enumerate(needed)},
-                    bad[here],
-                    excluded[here],
-                    chosen,
-                )
+            corners = [
+                (int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)))
+                for _ in range(regions)
+            ]
+            places = [(slice(y, y + rows), slice(x, x + columns)) for y, x in corners]
+            held = np.empty((regions, len(needed), rows, columns), movie.dtype)
+            for k, i in enumerate(needed):
+                frame = movie.frame(i)
+                for region, here in zip(held, places, strict=True):
+                    region[k] = frame[here]
+            numbers = {i: k for k, i in enumerate(needed)}
+            for region, here in zip(held, places, strict=True):
+                yield _Run(region, numbers, bad[here], excluded[here], chosen)
 
     def batch(
         self,
@@ -280,13 +329,16 @@ class PatchPool:
             Rotate by 90° as well as mirror; not allowed where the hole or the noise is
             anisotropic.
         one_sided
-            Chance that a window is drawn as at an end of the movie, so that the network knows
-            how to treat the first and the last frame.
+            Chance that a batch is drawn as near an end of the movie, so that the network knows
+            how to treat the first and the last frames.
         reverse
             Reverse time for half of the samples.
         """
         rng = np.random.default_rng([seed, 0, step])
+        half = self.frames // 2
+        missing = int(rng.integers(1, half + 1)) if half and rng.random() < one_sided else 0
         windows, weights = [], []
+        shift = 0
         height = min(crop, *(r.pixels.shape[1] for r in self.runs))
         width = min(crop, *(r.pixels.shape[2] for r in self.runs))
         if turn:
@@ -294,7 +346,8 @@ class PatchPool:
         for _ in range(size):
             run = self.runs[int(rng.integers(len(self.runs)))]
             t = run.targets[int(rng.integers(len(run.targets)))]
-            window = self._draw_window(t, rng, one_sided, run)
+            window = self._window(t, missing, run)
+            shift = max(shift, self.timeline.shift(window))
             y0 = int(rng.integers(run.pixels.shape[1] - height + 1))
             x0 = int(rng.integers(run.pixels.shape[2] - width + 1))
             here = (slice(y0, y0 + height), slice(x0, x0 + width))
@@ -304,22 +357,20 @@ class PatchPool:
             stack, weight = np.rot90(stack, turns, (1, 2)), np.rot90(weight, turns)
             if rng.integers(2):
                 stack, weight = stack[:, :, ::-1], weight[:, ::-1]
-            if reverse and rng.integers(2):
+            if reverse and not missing and rng.integers(2):
                 stack = stack[::-1]
             windows.append(stack)
             weights.append(weight)
-        return Batch(np.stack(windows), np.stack(weights))
+        return Batch(np.stack(windows), np.stack(weights), shift)
 
-    def _draw_window(self, t: int, rng: np.random.Generator, one_sided: float, run: _Run) -> Window:
-        side = rng.random()
-        if side < one_sided / 2:
-            window = self.timeline.window(t, self.frames, first=t)
-        elif side < one_sided:
-            window = self.timeline.window(t, self.frames, last=t)
-        else:
-            return self.timeline.window(t, self.frames)
-        complete = all(i is not None and i in run.numbers for i in window)
-        return window if complete else self.timeline.window(t, self.frames)
+    def _window(self, t: int, missing: int, run: _Run) -> Window:
+        """Return the window of ``t``, as if its last ``missing`` neighbours did not exist."""
+        if missing:
+            last = t + self.frames // 2 - missing
+            window = self.timeline.window(t, self.frames, last=last)
+            if all(i is not None and i in run.numbers for i in window):
+                return window
+        return self.timeline.window(t, self.frames, mirror=self.mirror)
 
     def _stack(self, run: _Run, window: Window, here: tuple[slice, slice]) -> np.ndarray:
         empty = np.zeros((here[0].stop - here[0].start, here[1].stop - here[1].start), np.float32)

@@ -77,7 +77,7 @@ class TrainingSettings:
     one_sided: float = 0.15
     blinded_lags: tuple[int, ...] = ()
     validation_frames: int = 2
-    validate_every: float = 0.05
+    validate_every: float = 0.1
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,8 +220,8 @@ class _Trainer:
         frames, hidden = hold_out(movie, health, settings.validation_frames)
         self.pool = PatchPool(
             movie, health, normalisation or Normalisation.of(health), frames=config.frames,
-            blinded_lags=settings.blinded_lags, held_out=frames, hidden=hidden,
-            seed=settings.seed,
+            mirror=config.kind == "paper", blinded_lags=settings.blinded_lags, held_out=frames,
+            hidden=hidden, seed=settings.seed,
         )  # fmt: skip
         self.validation = self._validation_batches(movie, health, frames, hidden)
         self.rate_memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
@@ -243,13 +243,15 @@ class _Trainer:
             weight = normalise.trusted(centre) & ~bad
             if hidden is not None:
                 weight &= hidden
-            window = [
+            window = timeline.window(t, self.config.frames, mirror=self.pool.mirror)
+            stack = [
                 np.zeros_like(bad[here], np.float32)
                 if i is None
                 else normalise.apply(movie.frame(i)[here], bad[here])
-                for i in timeline.window(t, self.config.frames)
+                for i in window
             ]
-            batches.append(Batch(np.stack(window)[None], weight[here][None].astype(np.float32)))
+            mask = weight[here][None].astype(np.float32)
+            batches.append(Batch(np.stack(stack)[None], mask, timeline.shift(window)))
         return [b for b in batches if b.weights.sum() > 0]
 
     def run(
@@ -344,7 +346,7 @@ class _Trainer:
         frames = len(self.pool.timeline.targets())
         return max(1, math.ceil(self.settings.epochs * frames / self.settings.batch))
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
         s = self.settings
         batch = self.pool.batch(
             step, size=s.batch, crop=s.crop, seed=s.seed, turn=s.turn, reverse=s.reverse,
@@ -353,22 +355,22 @@ class _Trainer:
         windows, weights = torch.from_numpy(batch.windows), torch.from_numpy(batch.weights)
         if self.device.type == "cuda":
             windows, weights = windows.pin_memory(), weights.pin_memory()
-        return windows, weights
+        return windows, weights, batch.shift
 
     def _step(
         self,
         network: torch.nn.Module,
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[Tensor, Tensor, int],
         step: int,
     ) -> float:
-        windows, weights = (b.to(self.device, non_blocking=True) for b in batch)
+        windows, weights = (b.to(self.device, non_blocking=True) for b in batch[:2])
         windows = windows.contiguous(memory_format=self.rate_memory)
         rng = np.random.default_rng([self.settings.seed, 2, step])
         hole = self.settings.holes[int(rng.integers(len(self.settings.holes)))]
         with autocast(self.device, self.precision):
-            predicted = network(windows, [hole])[0]
+            predicted = network(windows, [hole], batch[2])[0]
         error = (predicted.float() - windows[:, self.config.centre]).square()
         loss = (error * weights).sum() / weights.sum().clamp(min=1)
         optimiser.zero_grad(set_to_none=True)
@@ -392,7 +394,7 @@ class _Trainer:
             window = torch.from_numpy(b.windows).to(self.device)
             weight = torch.from_numpy(b.weights).to(self.device)
             with autocast(self.device, self.precision):
-                predicted = network(window, [self.settings.hole])[0]
+                predicted = network(window, [self.settings.hole], b.shift)[0]
             error = (predicted.float() - window[:, self.config.centre]).square()
             total += float((error * weight).sum())
             count += float(weight.sum())
