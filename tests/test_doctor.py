@@ -109,10 +109,10 @@ def test_clean_counts_have_no_problem(scene, dose):
     np.testing.assert_array_equal(health.duplicate_of, np.arange(len(movie)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_clean_camera_and_gaussian_noise_have_no_problem(seed):
     assert not problems(check(camera(particles(seed), seed), thorough=True))
-    noise = np.random.default_rng(seed).normal(0, 1, (T, 96, 96)).astype(np.float32)
+    noise = np.random.default_rng(seed).normal(0, 1, (T, 64, 64)).astype(np.float32)
     assert not problems(check(noise, thorough=True))
     assert not problems(check(gaussian_filter(noise, (0, 1, 1)), thorough=True))
 
@@ -251,9 +251,10 @@ def test_hot_pixels_of_sparse_and_of_short_movies():
     rng = np.random.default_rng(5)
     y, x = rng.integers(0, N, (2, 8))
     sparse = particles(dose=0.05)
-    sparse[:, y, x] = 5
-    assert set(np.argwhere(check(counts(sparse)).bad_pixels).tolist()[0]) <= {*y, *x}
-    assert check(counts(sparse)).bad_pixels.sum() == len(set(zip(y, x, strict=True)))
+    sparse[:, y, x] = 1.5
+    truth = np.zeros((N, N), bool)
+    truth[y, x] = True
+    np.testing.assert_array_equal(check(counts(sparse)).bad_pixels, truth)
     short = camera(particles(t=3))
     assert not check(short).bad_pixels.any()
     short[:, y, x] = 5000

@@ -343,7 +343,7 @@ def _frame_findings(
                 "intensity-jump",
                 "warning",
                 f"The brightness steps from {before:.4g} to {after:.4g} at frame {t}, "
-                "without a change of scene.",
+                "without a visible change of scene.",
                 "Neighbour frames across the step differ in brightness and noise; expect the "
                 "best results when the two parts are denoised as separate movies.",
                 (int(t),),

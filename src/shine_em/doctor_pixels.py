@@ -127,7 +127,8 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
     spread = 1.4826 * np.median(np.abs(around), axis=1)
     # With two or three frames the pixel's own variance says little.
     z_least = _Z if n >= 4 else 2.5 * _Z
-    sigma = np.sqrt(np.maximum(np.maximum(own, theirs) / n, spread**2))
+    sigma = np.sqrt(np.maximum(theirs / n, spread**2))
+    own_sigma = np.sqrt(own / n)  # large where a few frames made the mean, so less will do
     dark = 0.0 if table.low[np.isfinite(table.low)].min() >= 0 else None
     floor = 0.5 * np.sqrt(theirs)
     height = excess[:, 12]
@@ -137,7 +138,8 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
         least = floor
         if dark is not None and sign < 0:
             least = np.maximum(0.5 * (background - dark), 0.0)
-        found = (size > z_least * sigma) & (size > least) & (beside < 0.25 * size) & (size > 0)
+        found = (size > z_least * sigma) & (size > 0.6 * z_least * own_sigma)
+        found &= (size > least) & (size > 0) & (beside < 0.25 * size)
         if dark is not None:
             # Counts have skewed tails: compare square roots of the electrons summed over time.
             gain = max(float(pixels.variance.mean() / (pixels.mean.mean() - dark)), 1e-12)
