@@ -322,7 +322,13 @@ def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, s
         )
     if report.halves_snr:
         raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
-        tiles.append(("SNR, two halves", f"{_db(raw)} → {_db(denoised)}", "raw → denoised"))
+        tiles.append(
+            (
+                "SNR, two halves",
+                f"{_db(raw)} → {_db(denoised)}".replace(" dB →", " →"),
+                "raw → denoised",
+            )
+        )
     if training.get("seconds") is not None:
         steps = f"{int(training['steps']):,} steps" if training.get("steps") is not None else ""
         stopped = str(training.get("stopped") or "")

@@ -28,7 +28,8 @@ __all__ = [
 # Readable on white and on near-black.
 RAW, DENOISED, ACCENT, BEST = "#8b929c", "#2f80d0", "#e08a1e", "#3aa36b"
 _TEXT = "#010203"  # stands for the page's text colour until the SVG is finished
-_SIZE = (5.2, 2.7)  # inches; scaled to the page's column
+_SIZE = (5.2, 2.7)  # inches; scaled to the page's column, so that text comes out alike
+_NARROW = (3.9, 2.7)
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -139,7 +140,7 @@ def mean_variance(noise: NoiseStatistics) -> str:
 
 def loss_curve(training: Mapping[str, Any]) -> str:
     """Draw training and validation loss against the step, and the best step."""
-    with _Figure("loss", "Training and validation loss") as (figure, axes):
+    with _Figure("loss", "Training and validation loss", size=_NARROW) as (figure, axes):
         finite = []
         for key, color, label in (
             ("train_loss", RAW, "training"),
@@ -183,14 +184,17 @@ def snr_curve(seen: Observations, halves: Mapping[str, Sequence[float]] | None) 
                     "D", ms=4.5, mec=_TEXT, mew=0.5, color=color, label=f"{key}, two halves",
                 )  # fmt: skip
         axes.set(xlabel="frame", ylabel="SNR / dB")
-        axes.legend(ncols=2)
-        axes.margins(y=0.25)
+        axes.set_position((0.125, 0.17, 0.865, 0.65))
+        axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure.svg
 
 
 def frame_means(seen: Observations) -> str:
     """Draw the mean intensity of each frame, raw and denoised."""
-    with _Figure("means", "Mean intensity of each frame", cursor=True) as (figure, axes):
+    with _Figure("means", "Mean intensity of each frame", size=_NARROW, cursor=True) as (
+        figure,
+        axes,
+    ):
         axes.plot(seen.frame, seen.mean_raw, color=RAW, lw=2.2, label="raw")
         axes.plot(seen.frame, seen.mean_denoised, color=DENOISED, lw=1.1, label="denoised")
         axes.set(xlabel="frame", ylabel="mean intensity")
@@ -210,18 +214,17 @@ def histogram(seen: Observations, *, unit: str = "") -> str:
         # Bins narrower than a count, or not a whole number of them wide, draw a comb.
         step = max(1, round((high - low) / 100))
         edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + step, step)
-    with _Figure("histogram", "Histogram of intensities") as (figure, axes):
+    with _Figure("histogram", "Histogram of intensities", size=_NARROW) as (figure, axes):
         for values, color, label in (
             (seen.sample_raw, RAW, "raw"),
             (seen.sample_denoised, DENOISED, "denoised"),
         ):
-            inside = values[(values >= edges[0]) & (values <= edges[-1])]
-            axes.hist(
-                inside, edges, histtype="stepfilled", color=color, alpha=0.45, density=True,
-                label=label,
-            )  # fmt: skip
-        axes.set(xlabel=f"intensity / {unit}" if unit else "intensity", ylabel="density")
-        axes.set_yticks([])
+            counts, _ = np.histogram(values, edges)
+            # Each to its own maximum: the narrow denoised one would dwarf the raw one.
+            height = counts / max(1, counts.max())
+            axes.stairs(height, edges, fill=True, color=color, alpha=0.45, label=label)
+        axes.set(xlabel=f"intensity / {unit}" if unit else "intensity", ylabel="relative frequency")
+        axes.set(yticks=[], ylim=(0, None))
         axes.legend()
     return figure.svg
 
@@ -281,8 +284,9 @@ class _Figure:
         self._context = mpl.rc_context(_STYLE)
         self._context.__enter__()
         self._figure: Any = Figure(figsize=self._size)
+        left = 0.65 / self._size[0]  # inches, for the tick labels
         # Fixed margins: a layout engine would take longer than all the drawing.
-        self._axes = self._figure.add_axes((0.125, 0.17, 0.865, 0.77))
+        self._axes = self._figure.add_axes((left, 0.17, 0.985 - left, 0.77))
         return self._figure, self._axes
 
     def __exit__(self, *error: Any) -> None:

@@ -278,7 +278,7 @@ def _judge(
         return "undecided", (
             "The denoised picture or the residual is constant: there is nothing to compare."
         )
-    size = f"{100 * share:.1f} % ± {100 * error:.1f} %"
+    size = f"{100 * share:.1f} ± {100 * error:.1f} %".replace("-", "−")
     if share > LEFTOVER and z > Z:
         return "structure", (
             f"The residual follows the denoised picture: it holds {size} as much of the picture's "
