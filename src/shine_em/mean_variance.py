@@ -35,7 +35,9 @@ class MeanVariance:
     reliable: bool
 
 
-def fit_mean_variance(blocks: np.ndarray, *, freedom: float, averaged: int) -> MeanVariance:
+def fit_mean_variance(
+    blocks: np.ndarray, *, freedom: float, averaged: int, scale: float = 1.0
+) -> MeanVariance:
     """Fit noise variance against signal, robust to blocks in which the picture changes.
 
     Parameters
@@ -46,6 +48,8 @@ def fit_mean_variance(blocks: np.ndarray, *, freedom: float, averaged: int) -> M
         Independent pixels in a block.
     averaged
         Frames behind each mean.
+    scale
+        Movie units per unit of the means.
 
     Returns
     -------
@@ -80,7 +84,12 @@ def fit_mean_variance(blocks: np.ndarray, *, freedom: float, averaged: int) -> M
         means = middle + real * (means - middle)
     offset = level - gain * middle
     return MeanVariance(
-        gain, offset, float(np.sqrt(max(offset, 0))), means, variances, bool(reliable)
+        gain=gain * scale,
+        offset=offset * scale**2,
+        read_noise=float(np.sqrt(max(offset, 0))) * scale,
+        means=means * scale,
+        variances=variances * scale**2,
+        reliable=bool(reliable),
     )
 
 

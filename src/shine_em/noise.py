@@ -15,6 +15,7 @@ from .noise_figure import plot_noise
 from .noise_fit import (
     CorrelationFit,
     fit_correlation,
+    line_noise,
     quiet_tiles,
     silent_frequencies,
     tile_levels,
@@ -193,8 +194,11 @@ def noise_statistics(
     raw = _raw_correlation(movie.frame(used[len(used) // 2]), radius, bad_pixels)
     single = not spectra.pairs[1]
     noisy = spectra.power if single else spectra.change[0]
-    if not np.isfinite(noisy).all() or noisy.max() <= 0 or (not single and not spectra.differs):
-        return _no_noise(raw, max_temporal_lag, single)
+    if min(height, width) < 4:
+        return _no_noise(raw, max_temporal_lag, f"frames of {height}×{width} px are too small")
+    if not noisy.max() > 0 or not (single or spectra.differs):
+        what = "the frame is constant" if single else "neighbouring frames are identical"
+        return _no_noise(raw, max_temporal_lag, what if spectra.pairs[0] else "no pixel is finite")
     quiet = quiet_tiles(spectra)
     level = np.maximum(tile_levels(spectra), 1e-30)
     samples = spectra.samples(0 if single else 1, int(quiet.sum()))
@@ -202,8 +206,9 @@ def noise_statistics(
     silent, steady = silent_frequencies(spectra, weights)
     enough = steady.mean() > _ENOUGH_STEADY
     noise = noisy if enough else tile_spectra(spectra)
+    spectrum = np.average(noise, axis=0, weights=weights) * weights.sum() / quiet.sum()
     fit = fit_correlation(
-        np.average(noise, axis=0, weights=weights) * weights.sum() / quiet.sum(),
+        spectrum,
         window=spectra.window,
         usable=steady if enough else np.ones_like(steady),
         silent=silent,
@@ -220,10 +225,9 @@ def noise_statistics(
         1 / level,
         lags=max_temporal_lag,
     )
-    sigma = float(np.sqrt(max(float(np.median(level)) * variance, 0.0)))
+    sigma = spectra.scale * float(np.sqrt(max(float(np.median(level)) * variance, 0.0)))
     homogeneity, spread = _homogeneity(spectra, fit, correlation, error_map, (height, width), quiet)
     hole, core = _hole(correlation, error_map)
-    warnings = list(temporal.warnings)
     confidence, reason = _confidence(spectra, fit, correlation, error_map, core, quiet)
     return NoiseStatistics(
         raw_correlation=raw,
@@ -236,6 +240,7 @@ def noise_statistics(
             spectra.blocks,
             freedom=spectra.block_pixels / float((correlation**2).sum()),
             averaged=LEVEL_FRAMES,
+            scale=spectra.scale,
         ),
         homogeneity=homogeneity,
         homogeneity_spread=spread,
@@ -246,7 +251,7 @@ def noise_statistics(
         blinded_lags=temporal.blinded_lags,
         fixed_pattern=temporal.fixed_pattern,
         fixed_pattern_fraction=temporal.fixed_pattern_fraction,
-        warnings=tuple(warnings),
+        warnings=(*temporal.warnings, *_pixel_warnings(spectra, spectrum, fit, samples)),
     )
 
 
@@ -403,7 +408,8 @@ def _confidence(
     quiet: np.ndarray,
 ) -> tuple[str, str]:
     radius = correlation.shape[0] // 2
-    worst = float(error.max())
+    near = slice(max(radius - 3, 0), radius + 4)
+    worst = float(error[near, near].max())
     rows, columns = np.nonzero(core)
     reach = max(np.abs(rows - radius).max(), np.abs(columns - radius).max())
     if not spectra.pairs[1]:
@@ -415,23 +421,44 @@ def _confidence(
     if worst > 0.03:
         return "low", f"the correlation is known to ±{worst:.2f} only: too few pixels or frames."
     kept = fit.kept[spectra.usable].mean()
-    near = np.abs(np.abs(correlation) - MATERIAL_CORRELATION) < 2 * error
+    doubtful = np.abs(np.abs(correlation) - MATERIAL_CORRELATION) < 2 * error
+    # only offsets that would change the hole
+    outside = doubtful & (np.maximum(*np.abs(np.indices(error.shape) - radius)) > reach)
     if worst > 0.01:
         return "medium", f"the correlation is known to ±{worst:.3f}."
-    if near.any():
+    if outside.any():
         return "medium", "a correlation lies close to the threshold."
     if kept < 0.8 or quiet.mean() < 0.25:
         return "medium", "the picture changes much from frame to frame."
     return "high", f"the correlation is known to ±{worst:.3f} and the picture hardly leaks into it."
 
 
-def _no_noise(raw: np.ndarray, lags: int, single: bool) -> NoiseStatistics:
+def _pixel_warnings(
+    spectra: Spectra, spectrum: np.ndarray, fit: CorrelationFit, samples: float
+) -> list[str]:
+    warnings = []
+    for name, share in zip(("row", "column"), line_noise(spectrum, fit, samples), strict=True):
+        if share > 0.02:
+            warnings.append(
+                f"Each {name} carries an offset of its own ({100 * share:.0f} % of the noise "
+                f"variance): no blind spot can hide that, remove it first."
+            )
+    if spectra.stuck_pixels > 1e-5 * spectra.seen_pixels:
+        warnings.append(
+            f"{100 * spectra.stuck_pixels / spectra.seen_pixels:.3f} % of the pixels are stuck "
+            "(hot or dead); they were left out here: give them as bad pixels."
+        )
+    if spectra.spikes > 1e-5 * spectra.seen_pixels * spectra.pairs[0]:
+        warnings.append("Single pixels flash (X-rays or cosmic rays); they were left out here.")
+    return warnings
+
+
+def _no_noise(raw: np.ndarray, lags: int, what: str) -> NoiseStatistics:
     centre = np.zeros_like(raw)
     centre[raw.shape[0] // 2, raw.shape[1] // 2] = 1
     temporal = np.full(lags + 1, np.nan)
     temporal[0] = 1
     empty = np.zeros(0)
-    what = "the frame is constant" if single else "neighbouring frames are identical"
     return NoiseStatistics(
         raw_correlation=raw,
         difference_correlation=centre,
@@ -445,11 +472,11 @@ def _no_noise(raw: np.ndarray, lags: int, single: bool) -> NoiseStatistics:
         anisotropy=0.0,
         hole=(1, 1),
         confidence="low",
-        reason=f"{what}: there is no noise to measure.",
+        reason=f"no noise could be measured: {what}.",
         blinded_lags=(),
         fixed_pattern=False,
         fixed_pattern_fraction=0.0,
-        warnings=(f"No noise was found: {what}.",),
+        warnings=(f"No noise could be measured: {what}.",),
     )
 
 

@@ -16,6 +16,7 @@ from .noise_spectrum import HANN_OVERLAP, Spectra, plane_weights
 __all__ = [
     "CorrelationFit",
     "fit_correlation",
+    "line_noise",
     "lower_cluster",
     "quiet_tiles",
     "silent_frequencies",
@@ -73,6 +74,27 @@ def tile_levels(spectra: Spectra) -> np.ndarray:
     high = spectra.usable & (np.hypot(fy, fx) > 0.2)
     noise = spectra.change[0] if spectra.pairs[1] else spectra.power
     return np.median(noise[:, high if high.any() else spectra.usable], axis=1)
+
+
+def line_noise(spectrum: np.ndarray, fit: CorrelationFit, samples: float) -> tuple[float, float]:
+    """Return the share of the noise that whole rows, and whole columns, have in common.
+
+    An offset of its own for each row puts power at fx = 0 only, for each column at fy = 0, where
+    the taper spreads it over 1.5 bins. What is not significant counts as 0.
+    """
+    height, width = spectrum.shape[0], 2 * (spectrum.shape[1] - 1)
+    radius = fit.covariance.shape[0] // 2
+    total = max(float(fit.covariance[radius, radius]), 1e-30)
+    shares = []
+    for line, across in (
+        ((spectrum / fit.spectrum)[height // 8 : height // 2, 0], width),
+        ((spectrum / fit.spectrum)[0, width // 8 :], height),
+    ):
+        excess = float(np.median(line)) - 1 if line.size > 4 else 0.0
+        error = 1.25 * np.sqrt(HANN_OVERLAP / max(line.size, 1) / samples)
+        level = float(fit.spectrum.mean()) / total
+        shares.append(excess * level * 1.5 / across if excess > 5 * error else 0.0)
+    return shares[0], shares[1]
 
 
 def quiet_tiles(spectra: Spectra) -> np.ndarray:

@@ -6,8 +6,9 @@ time, and memory does not grow with the movie.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -54,6 +55,8 @@ class Spectra:
         How many hot pixels and spikes were replaced, and pixels per frame that were looked at.
     differs
         Whether any two neighbouring frames differ at all.
+    scale
+        Movie units per unit of everything above.
     """
 
     power: np.ndarray
@@ -69,6 +72,7 @@ class Spectra:
     spikes: int
     seen_pixels: int
     differs: bool
+    scale: float
 
     @property
     def tile_shape(self) -> tuple[int, int]:
@@ -144,7 +148,14 @@ def measure_spectra(
     taper = np.outer(*tapers).astype(np.float32)
     taper /= np.sqrt(np.sum(taper.astype(float) ** 2))
     bad = np.zeros((height, width), bool) if bad_pixels is None else np.asarray(bad_pixels, bool)
-    cleaner = _Cleaner(_cut(bad, origins, shape))
+    wanted = _sampled(count, frames, lags, set(skip_frames))
+    # Two frames show which pixels are stuck, and how far noise reaches.
+    cuts = (_cut(movie.frame(i), origins, shape) for i in wanted)
+    shown = list(islice((c for c in cuts if _mostly_finite(c)), 2))
+    samples = np.stack(shown).astype(np.float32) if shown else np.zeros((1, len(origins), *shape))
+    whole = _whole(samples[0], _cut(bad, origins, shape))
+    origins, scale = origins[whole], _scale(samples[0])
+    cleaner = _Cleaner(_cut(bad, origins, shape), samples[:, whole] / scale)
     half = shape[1] // 2 + 1
     sums = np.zeros((lags + 1, len(origins), shape[0], half), np.float32)
     pairs = np.zeros(lags + 1, int)
@@ -155,8 +166,11 @@ def measure_spectra(
     offset: np.ndarray | None = None
     read = 0
     differs = False
-    for index in _sampled(count, frames, lags, set(skip_frames)):
-        tiles = cleaner(_cut(movie.frame(index), origins, shape))
+    for index in wanted:
+        tiles = _cut(movie.frame(index), origins, shape)
+        if not _mostly_finite(tiles):
+            continue
+        tiles = cleaner((tiles / scale).astype(np.float32))
         if offset is None:
             offset = tiles.mean(axis=(1, 2), keepdims=True)
         tiles -= offset
@@ -194,50 +208,40 @@ def measure_spectra(
         spikes=cleaner.spikes,
         seen_pixels=len(origins) * shape[0] * shape[1],
         differs=differs,
+        scale=scale,
     )
 
 
 class _Cleaner:
     """Replaces bad, non-finite, stuck and struck pixels of the tiles by their surroundings."""
 
-    def __init__(self, bad: np.ndarray) -> None:
-        self.bad = bad
-        self.stuck = 0
+    def __init__(self, bad: np.ndarray, samples: np.ndarray) -> None:
+        lost = bad | ~np.isfinite(samples).all(axis=0)
+        stuck = np.all([_outliers(_filled(sample, lost)) for sample in samples], axis=0)
+        self.bad = bad | (stuck if len(samples) > 1 else False)
+        self.stuck = int((self.bad & ~bad).sum())
         self.spikes = 0
-        self._last: np.ndarray | None = None
-        self._limit = np.inf
+        self._last = np.where(np.isfinite(samples[-1]), samples[-1], np.nan)
+        jump = np.abs(samples[-1] - samples[0])[~(lost | self.bad)]
+        # Noise does not reach five times beyond what one pixel in a thousand reaches.
+        reach = float(np.quantile(jump, 0.999)) if jump.size else 0.0
+        self._limit = 5 * reach if reach > 0 else np.inf
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        tiles = tiles.astype(np.float32)
-        wrong = self.bad | ~np.isfinite(tiles)
-        if self._last is None:
-            stuck = self._stuck(_filled(tiles, wrong))
-            self.stuck = int((stuck & ~wrong).sum())
-            self.bad = self.bad | stuck
-            wrong |= stuck
-        else:
-            jump = np.abs(tiles - self._last)
-            if not np.isfinite(self._limit) and (good := jump[~wrong & np.isfinite(jump)]).size:
-                # Noise does not reach five times beyond what one pixel in a thousand reaches.
-                quantile = float(np.quantile(good[:: max(1, good.size // 200_000)], 0.999))
-                self._limit = 5 * quantile if quantile > 0 else np.inf
-            with np.errstate(invalid="ignore"):
-                struck = jump > self._limit
-            self.spikes += int((struck & ~wrong).sum())
-            wrong |= struck
-        self._last = tiles
-        return _filled(tiles, wrong)
+        finite = np.isfinite(tiles)
+        struck = np.abs(tiles - self._last) > self._limit  # False beside NaN
+        self.spikes += int((struck & finite & ~self.bad).sum())
+        self._last = np.where(finite, tiles, np.nan)
+        return _filled(tiles, self.bad | ~finite | struck)
 
-    @staticmethod
-    def _stuck(tiles: np.ndarray) -> np.ndarray:
-        """Find hot pixels: far above or below their surroundings, and rare."""
-        from scipy import ndimage
 
-        apart = tiles - ndimage.median_filter(tiles, size=(1, 5, 5))
-        scale = 1.4826 * float(np.median(np.abs(apart)))
-        top = float(np.quantile(np.abs(apart), 0.995))
-        found = np.abs(apart) > max(12 * scale, 4 * top)
-        return found if scale > 0 else np.zeros(tiles.shape, bool)
+def _outliers(tiles: np.ndarray) -> np.ndarray:
+    """Return the pixels that stand far from their surroundings, and are rare."""
+    from scipy import ndimage
+
+    apart = np.abs(tiles - ndimage.median_filter(tiles, size=(1, 3, 3)))
+    scale = 1.4826 * float(np.median(apart))
+    return apart > max(12 * scale, 4 * float(np.quantile(apart, 0.995))) if scale > 0 else apart < 0
 
 
 def _filled(tiles: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -299,18 +303,34 @@ class _Blocks:
         return a.reshape(n, height // by, by, width // bx, bx).mean(axis=(2, 4))
 
 
-def _sampled(count: int, frames: int, lags: int, skip: set[int]) -> Iterator[int]:
-    """Yield frames in evenly spread runs of consecutive frames, long enough for every lag."""
+def _sampled(count: int, frames: int, lags: int, skip: set[int]) -> list[int]:
+    """Return frames in evenly spread runs of consecutive frames, long enough for every lag."""
     allowed = np.array([i for i in range(count) if i not in skip], int)
     if not len(allowed):
         allowed = np.arange(count)
-    if len(allowed) <= frames * 1.25:
-        yield from (int(i) for i in allowed)
-        return
-    run = min(2 * lags, frames)
-    runs = max(1, round(frames / run))
-    for start in np.linspace(0, len(allowed) - run, runs).round().astype(int):
-        yield from (int(i) for i in allowed[start : start + run])
+    if len(allowed) > frames * 1.25:
+        run = min(2 * lags, frames)
+        runs = max(1, round(frames / run))
+        starts = np.linspace(0, len(allowed) - run, runs).round().astype(int)
+        allowed = np.unique(np.concatenate([allowed[i : i + run] for i in starts]))
+    return [int(i) for i in allowed]
+
+
+def _whole(tiles: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Return the tiles that are whole enough to be used, or the best where none is."""
+    lost = (bad | ~np.isfinite(tiles)).mean(axis=(1, 2))
+    return np.flatnonzero(lost <= max(0.2, float(lost.min())))
+
+
+def _mostly_finite(tiles: np.ndarray) -> bool:
+    return bool(np.isfinite(tiles).mean() > 0.3)
+
+
+def _scale(tiles: np.ndarray) -> float:
+    """Return a power of two near the spread of the pixels, to keep single precision precise."""
+    good = tiles[np.isfinite(tiles)].astype(float)
+    spread = float(np.abs(good - good.mean()).mean()) if good.size else 0.0
+    return float(2.0 ** np.round(np.log2(spread))) if spread > 0 else 1.0
 
 
 def _tile_grid(height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -16,6 +16,8 @@ __all__ = ["TemporalNoise", "temporal_noise"]
 MATERIAL_LAG = 0.05
 MATERIAL_PATTERN = 0.05
 _SIGMAS = 4.0
+# What the faint tails of a picture do to a ratio at frequencies that hold next to none of it.
+_SYSTEMATIC = 0.003
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,8 @@ class TemporalNoise:
         Lags whose noise is correlated significantly and materially.
     fixed_pattern, fixed_pattern_fraction, fixed_pattern_error
         Noise frozen over the whole movie, and its share of the whole noise variance.
-    independent
-        Share of the noise in `power` that changes from frame to frame as `spectrum` counts it.
     warnings
-        What could not be told apart.
+        What the user should know, plain sentences.
     """
 
     correlation: np.ndarray
@@ -43,7 +43,6 @@ class TemporalNoise:
     fixed_pattern: bool
     fixed_pattern_fraction: float
     fixed_pattern_error: float
-    independent: float
     warnings: tuple[str, ...]
 
 
@@ -75,8 +74,8 @@ def temporal_noise(
     correlation[0], error[0] = 1.0, 0.0
     power = np.average(spectra.power, axis=0, weights=weights)
     strong = spectra.usable & (noise > 0.05)
-    warnings: list[str] = []
-    fraction, fraction_error = _fixed_pattern(spectra, power, noise, weights)
+    crowded = False
+    fraction, fraction_error = _fixed_pattern(spectra, power, weights)
     fixed = fraction > MATERIAL_PATTERN and fraction > _SIGMAS * fraction_error
     far = None
     if spectra.far_pairs:
@@ -91,13 +90,32 @@ def temporal_noise(
         centre, kept = lower_cluster(ratio, spread)
         alone = max(kept.sum() / HANN_OVERLAP**2, 1)
         correlation[lag] = centre
-        error[lag] = np.hypot(spread / np.sqrt(alone), 0.003)
+        error[lag] = np.hypot(spread / np.sqrt(alone), _SYSTEMATIC)
+        crowded = crowded or (centre > MATERIAL_LAG and kept.mean() < 0.1)
         lasting = max(float(far[strong][kept].mean()), 0.0) if far is not None else 0.0
         if centre - lasting > MATERIAL_LAG and centre - lasting > _SIGMAS * error[lag]:
             blinded.append(lag)
+    warnings = []
     if fixed:
-        blinded = [k for k in range(1, lags + 1)]
-    independent = 1.0
+        blinded = list(range(1, lags + 1))
+        warnings.append(
+            f"{100 * fraction:.0f} % of the noise is frozen over all frames (a gain residue, hot "
+            "pixels or columns, or a still picture that is sharp to the last pixel): neighbouring "
+            "frames would betray it, so all of them are blinded. A gain correction is better."
+        )
+    elif blinded:
+        worst = max(blinded, key=lambda k: correlation[k])
+        warnings.append(
+            f"The noise of frames {worst} apart is correlated ({correlation[worst]:.2f}; detector "
+            "lag, averaged or interpolated frames): those neighbours are blinded as well."
+        )
+    if blinded and not fixed and (far is None or crowded):
+        warnings.append(
+            "The movie is too short to tell that from noise frozen over all frames."
+            if far is None
+            else "The picture has power at nearly all spatial frequencies, so that it cannot be "
+            "told apart from correlated noise for sure."
+        )
     return TemporalNoise(
         correlation=correlation,
         error=error,
@@ -105,14 +123,11 @@ def temporal_noise(
         fixed_pattern=bool(fixed),
         fixed_pattern_fraction=float(fraction),
         fixed_pattern_error=float(fraction_error),
-        independent=independent,
         warnings=tuple(warnings),
     )
 
 
-def _fixed_pattern(
-    spectra: Spectra, power: np.ndarray, noise: np.ndarray, weights: np.ndarray
-) -> tuple[float, float]:
+def _fixed_pattern(spectra: Spectra, power: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Return the frozen share of the noise variance: single pixels, columns and rows."""
     if not spectra.far_pairs:
         return 0.0, np.inf
@@ -137,4 +152,4 @@ def _fixed_pattern(
             if line > _SIGMAS * spread * 1.5 / across:
                 lines += line
     fraction = max(pixel, 0.0) + lines
-    return fraction / (fraction + total), float(np.hypot(pixel_error, 0.003))
+    return fraction / (fraction + total), float(np.hypot(pixel_error, _SYSTEMATIC))
