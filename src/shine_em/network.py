@@ -330,6 +330,9 @@ class LeanNetwork(_Network):
         self.join = nn.Conv2d(width, joint, 1) if config.open_slots else None
         self.mix = nn.Conv2d(joint, joint, 1)
         self.last = nn.Conv2d(joint, 1, 1)
+        # The movie's mean is a better first guess than a random picture.
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def _open_reach(self) -> int:
         return _OpenBranch.reach

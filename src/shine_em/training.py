@@ -24,6 +24,7 @@ from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
 from .network import Hole, NetworkConfig, build
+from .optimiser import Muon
 from .patches import Batch, Normalisation, PatchPool, Timeline
 
 __all__ = ["PRESETS", "Progress", "TrainedState", "TrainingSettings", "train"]
@@ -42,7 +43,7 @@ class TrainingSettings:
     batch, crop
         Samples per step and their width in pixels.
     optimiser, learning_rate, warmup
-        "adam" or "radam"; peak rate; fraction of the steps spent warming up. Cosine to 0.
+        "muon", "adam" or "radam"; peak rate; fraction of the steps spent warming up. Cosine to 0.
     average
         Half-life of the running average of the weights, as a fraction of the steps (0: none).
     holes
@@ -66,7 +67,7 @@ class TrainingSettings:
     epochs: int | None = None
     batch: int = 2
     crop: int = 128
-    optimiser: str = "adam"
+    optimiser: str = "muon"
     learning_rate: float = 3e-3
     warmup: float = 0.05
     average: float = 0.02
@@ -74,7 +75,7 @@ class TrainingSettings:
     hole: Hole = (3, 3)
     turn: bool = True
     reverse: bool = True
-    one_sided: float = 0.15
+    one_sided: float = 0.2
     blinded_lags: tuple[int, ...] = ()
     validation_frames: int = 2
     validate_every: float = 0.1
@@ -447,6 +448,8 @@ def _rate(settings: TrainingSettings, step: int, steps: int) -> float:
 def _optimiser(
     settings: TrainingSettings, named: dict[str, torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
+    if settings.optimiser == "muon":
+        return Muon(named, settings.learning_rate)
     if settings.optimiser == "radam":
         return torch.optim.RAdam(named.values(), lr=settings.learning_rate, foreach=False)
     return torch.optim.Adam(named.values(), lr=settings.learning_rate, fused=True)
@@ -490,5 +493,5 @@ def _load_optimiser(
 ) -> None:
     for path, value in flat.items():
         name, key = path.rsplit("/", 1)
-        kept = value.clone() if key == "step" else value.to(device).clone()
+        kept = value.clone() if value.ndim == 0 else value.to(device).clone()
         optimiser.state[named[name]][key] = kept
