@@ -163,7 +163,8 @@ def loss_curve(training: Mapping[str, Any]) -> str:
         if training.get("best_step"):
             axes.axvline(training["best_step"], color=BEST, lw=1, ls="--", label="best (used)")
         axes.set(xlabel="step", ylabel="loss")
-        axes.legend(ncols=3)
+        axes.set_position((0.165, 0.17, 0.82, 0.72))
+        axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.99), columnspacing=1.2)
     return figure.svg
 
 

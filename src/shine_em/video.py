@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = ["write_side_by_side"]
 
 LARGEST = 1920  # pixels, width of the video; wider pairs of frames are averaged down
 SMALLEST = 320  # pixels, width of one side; smaller frames are enlarged by whole steps
+_CODEC = "libx264"
 SAMPLED = 24  # frames that the contrast is taken from
 
 
@@ -95,23 +97,26 @@ def _encode(part: Path, pictures: Iterator[np.ndarray], size: tuple[int, int], f
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y",
         "-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{size[0]}x{size[1]}", "-r", str(fps),
-        "-i", "-", "-an", "-c:v", "libx264", "-preset", "medium", "-crf", "18",
+        "-i", "-", "-an", "-c:v", _CODEC, "-preset", "medium", "-crf", "18",
         "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(part),
     ]  # fmt: skip
     # ffmpeg's words go to a file: a pipe that nobody empties could block it.
-    with tempfile.TemporaryFile() as words:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=words, stderr=words)
+    with (
+        tempfile.TemporaryFile() as words,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=words, stderr=words) as process,
+    ):
         assert process.stdin is not None
         try:
             for picture in pictures:
                 process.stdin.write(picture.tobytes())
-            process.stdin.close()
         except BrokenPipeError:
             pass  # ffmpeg gave up; its exit code and words tell why
         except BaseException:
             process.kill()
-            process.wait()
             raise
+        finally:
+            with suppress(OSError):
+                process.stdin.close()
         if process.wait() != 0 or not part.exists():
             words.seek(0)
             reason = words.read().decode("utf-8", "replace").strip().splitlines()

@@ -1,0 +1,117 @@
+"""The observer against plain numpy on the whole movie, and its memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shine_em import observing
+from shine_em.metrics import frame_snr
+from shine_em.movie import LazyFrames, Movie
+from shine_em.observing import Observations, Observer
+
+
+def observe(raw: np.ndarray, denoised: np.ndarray, keep: int = 16) -> Observations:
+    observer = Observer(Movie.from_array(raw), keep=keep)
+    for t in range(len(raw)):
+        observer.add(t, raw[t], denoised[t])
+    return observer.finish()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(3, 40), st.integers(3, 40)),
+    kind=st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.float64, np.bool_]),
+    keep=st.integers(1, 12),
+)
+@settings(max_examples=15, deadline=None)
+def test_any_shape_and_type(shape, kind, keep) -> None:
+    raw = (np.random.default_rng(0).random(shape) * 5).astype(kind)
+    denoised = np.full(shape, 2.0, np.float32)
+    seen = observe(raw, denoised, keep)
+    assert len(seen.kept) == len(seen.raw) == len(seen.denoised) == min(keep, shape[0])
+    assert seen.raw.shape[1:] == shape[1:]
+    assert seen.frame.shape == seen.mean_raw.shape == (shape[0],)
+    np.testing.assert_allclose(seen.mean_raw, raw.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(seen.mean_denoised, 2)
+    assert (seen.residual is None) == (min(shape[1:]) < 16)
+
+
+def test_values_agree_with_the_whole_movie() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.normal(size=(40, 56))
+    denoised = picture + 0.2 * rng.normal(size=(12, 40, 56))
+    raw = denoised + 3 + rng.normal(size=denoised.shape)
+    seen = observe(raw, denoised, keep=3)
+    np.testing.assert_array_equal(seen.kept, [0, 6, 11])
+    np.testing.assert_allclose(seen.raw, raw[seen.kept], rtol=1e-6)
+    assert np.isnan(seen.snr_raw[0])
+    np.testing.assert_allclose(seen.snr_raw[1:], frame_snr(raw), atol=1e-3)
+    np.testing.assert_allclose(seen.snr_denoised[1:], frame_snr(denoised), atol=1e-3)
+    assert seen.residual is not None
+    assert seen.residual.frames == 12
+    # Raw and denoised values are sampled at the same places.
+    residual = seen.sample_raw - seen.sample_denoised
+    assert residual.mean() == pytest.approx(3, abs=0.05)
+    assert residual.std() == pytest.approx(1, abs=0.05)
+
+
+def test_spectrum_shows_a_lattice_where_it_belongs() -> None:
+    y, x = np.indices((64, 96))
+    lattice = np.cos(2 * np.pi * (x * 12 / 96 + y * 5 / 64))
+    raw = np.stack([lattice + 0.01 * np.random.default_rng(0).normal(size=(64, 96))] * 3)
+    seen = observe(raw, np.zeros_like(raw))
+    top = np.unravel_index(seen.spectrum.raw.argmax(), (64, 96))
+    assert (top[0] - 32, top[1] - 48) in [(5, 12), (-5, -12)]
+    assert seen.spectrum.residual.max() == pytest.approx(seen.spectrum.raw.max())
+
+
+def test_large_frames_are_averaged_down_for_display(monkeypatch) -> None:
+    monkeypatch.setattr(observing, "DISPLAY_SIDE", 20)
+    raw = np.random.default_rng(0).normal(size=(2, 45, 31)).astype(np.float32)
+    seen = observe(raw, raw)
+    assert seen.shrink == 3
+    assert seen.raw.shape == (2, 15, 11)
+    np.testing.assert_allclose(seen.raw[0, 2, 3], raw[0, 6:9, 9:12].mean(), rtol=1e-5)
+    np.testing.assert_allclose(seen.raw[0, 2, 10], raw[0, 6:9, 30:31].mean(), rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_movie() -> None:
+    frame = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+
+    def held(n: int) -> int:
+        movie = Movie(LazyFrames(lambda i: frame, (n, 16, 16), np.float32))
+        observer = Observer(movie)
+        for t in range(n):
+            observer.add(t, frame + t / n, frame)
+        seen = observer.finish()
+        assert seen.frame[-1] == pytest.approx(n - 1, abs=n / observing.POINTS)
+        assert (
+            np.nanmax(np.abs(np.interp(n / 2, seen.frame, seen.mean_raw) - frame.mean() - 0.5))
+            < 0.01
+        )
+        return sum(v.nbytes for v in vars(seen).values() if isinstance(v, np.ndarray))
+
+    assert held(5000) < 1.3 * held(2500)
+
+
+def test_pixels_without_a_value_do_not_spread() -> None:
+    raw = np.random.default_rng(0).normal(5, 1, size=(3, 32, 32))
+    raw[1, 3, 4], raw[2, 0, 0] = np.nan, np.inf
+    seen = observe(raw, np.full_like(raw, 5.0))
+    assert np.isfinite(seen.raw).all()
+    np.testing.assert_allclose(seen.mean_raw, 5, atol=0.2)
+    assert np.isfinite(seen.sample_raw).all()
+    empty = observe(np.full((2, 20, 20), np.nan), np.zeros((2, 20, 20)))
+    assert np.isfinite(empty.raw).all()
+
+
+def test_frames_must_come_in_order_and_all() -> None:
+    movie = Movie.from_array(np.zeros((3, 8, 8)))
+    observer = Observer(movie)
+    observer.add(0, movie.frame(0), movie.frame(0))
+    with pytest.raises(ValueError, match="frame 2 came"):
+        observer.add(2, movie.frame(2), movie.frame(2))
+    with pytest.raises(ValueError, match="of a movie"):
+        observer.add(1, movie.frame(1)[:4], movie.frame(1))
+    with pytest.raises(ValueError, match="only 1 of 3"):
+        observer.finish()
