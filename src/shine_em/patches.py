@@ -44,7 +44,8 @@ class Normalisation:
 
     def apply(self, raw: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
         """Return float32 standardised values; untrusted and ``bad`` pixels become 0."""
-        x = (raw.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
+        with np.errstate(over="ignore"):  # values too large for float32 are spikes
+            x = (raw.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
         good = self.trusted(raw)
         if bad is not None:
             good &= ~bad
@@ -260,7 +261,9 @@ class PatchPool:
         excluded = bad if hidden is None else bad | hidden
         size = np.prod(movie.shape, dtype=float) * movie.dtype.itemsize
         if size <= memory_bytes:
-            whole = np.stack(list(movie.frames()))
+            whole = np.empty(movie.shape, movie.dtype)
+            for t, frame in enumerate(movie.frames()):
+                whole[t] = frame
             self.runs = [_Run(whole, {t: t for t in range(len(movie))}, bad, excluded, targets)]
         else:
             self.runs = list(self._draw_runs(movie, bad, excluded, targets, memory_bytes, seed))
@@ -332,7 +335,8 @@ class PatchPool:
             Chance that a batch is drawn as near an end of the movie, so that the network knows
             how to treat the first and the last frames.
         reverse
-            Reverse time for half of the samples.
+            Reverse time for half of the samples (not where neighbours are out of place: these
+            stand last).
         """
         rng = np.random.default_rng([seed, 0, step])
         half = self.frames // 2
@@ -347,6 +351,7 @@ class PatchPool:
             run = self.runs[int(rng.integers(len(self.runs)))]
             t = run.targets[int(rng.integers(len(run.targets)))]
             window = self._window(t, missing, run)
+            in_place = self.timeline.shift(window) == 0
             shift = max(shift, self.timeline.shift(window))
             y0 = int(rng.integers(run.pixels.shape[1] - height + 1))
             x0 = int(rng.integers(run.pixels.shape[2] - width + 1))
@@ -357,7 +362,7 @@ class PatchPool:
             stack, weight = np.rot90(stack, turns, (1, 2)), np.rot90(weight, turns)
             if rng.integers(2):
                 stack, weight = stack[:, :, ::-1], weight[:, ::-1]
-            if reverse and not missing and rng.integers(2):
+            if reverse and in_place and rng.integers(2):
                 stack = stack[::-1]
             windows.append(stack)
             weights.append(weight)
