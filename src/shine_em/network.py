@@ -207,6 +207,11 @@ def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def _sum(spare: Tensor, kept: Tensor) -> Tensor:
+    """Return the sum, in ``spare``'s memory where no gradient needs its values."""
+    return spare + kept if torch.is_grad_enabled() else spare.add_(kept)
+
+
 class _Residual(nn.Module):
     """Two 3×3 convolutions around a residual sum, GELU after each."""
 
@@ -302,8 +307,8 @@ class LeanNetwork(_Network):
     """The default: the same blindness at about a thirtieth of the operations.
 
     The trunk sees the whole window and is read through donuts at each pyramid level's own
-    resolution; 1×1 heads are summed from coarse to fine, since a 1×1 convolution and a bilinear
-    upsampling commute. The open neighbours, whose noise is independent of the centre frame's, also
+    resolution; what they read is summed from coarse to fine, with a 1×1 convolution before each
+    upsampling. The open neighbours, whose noise is independent of the centre frame's, also
     pass a small U-Net that needs no donut and is joined pixel by pixel at the end.
     """
 
@@ -311,7 +316,6 @@ class LeanNetwork(_Network):
         super().__init__(config)
         width = config.channels
         widths = [width, *[2 * width] * (self.levels - 1)]
-        joint = 3 * width // 2
         self.stem = _Stem(config.frames + 1, width, shifts=config.centre)
         self.near = Donut(width, width, level=0, spread=1, reach=0, bias=True)
         self.trunk = nn.ModuleList()
@@ -324,12 +328,11 @@ class LeanNetwork(_Network):
             self.trunk.append(nn.ModuleList(convs))
             reach = 2 * (2**level - 1)
             self.donuts.append(Donut(w, w, level=level, spread=spread, reach=reach, bias=True))
-            self.heads.append(nn.Conv2d(w, joint, 1))
-        self.near_head = nn.Conv2d(width, joint, 1)
+            if level:
+                self.heads.append(nn.Conv2d(w, widths[level - 1], 1))
         self.open = _OpenBranch(config, width) if config.open_slots else None
-        self.join = nn.Conv2d(width, joint, 1) if config.open_slots else None
-        self.mix = nn.Conv2d(joint, joint, 1)
-        self.last = nn.Conv2d(joint, 1, 1)
+        self.mix = nn.Conv2d(width, width, 1)
+        self.last = nn.Conv2d(width, 1, 1)
         # The movie's mean is a better first guess than a random picture.
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -338,7 +341,7 @@ class LeanNetwork(_Network):
         return _OpenBranch.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        near = F.relu(self.stem(torch.cat((window, mask), dim=1), shift))
+        near = F.relu_(self.stem(torch.cat((window, mask), dim=1), shift))
         features = []
         x = near
         for level, convs in enumerate(self.trunk):
@@ -346,30 +349,30 @@ class LeanNetwork(_Network):
                 x = F.avg_pool2d(x, 2)
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
-                y = F.relu(conv(x))
-                x = x + y if y.shape == x.shape else y
+                y = F.relu_(conv(x))
+                x = _sum(y, x) if y.shape == x.shape else y
             features.append(x)
         shared = None
-        if self.open is not None and self.join is not None:
+        if self.open is not None:
             neighbours = window[:, list(self.config.open_slots)]
-            shared = self.join(self.open(neighbours, mask, shift))
+            shared = self.open(neighbours, mask, shift)
         return torch.stack([self._read(near, features, shared, hole) for hole in holes])
 
     def _read(
         self, near: Tensor, features: list[Tensor], shared: Tensor | None, hole: Hole
     ) -> Tensor:
-        total = None
+        coarser = None
         for level in reversed(range(self.levels)):
-            part = self.heads[level](F.relu(self.donuts[level](features[level], hole)))
-            total = part if total is None else part + _double(total)
+            x = self.donuts[level](features[level], hole)
+            if coarser is not None:
+                x = _sum(x, _double(coarser))
             if level:
-                total = F.relu(total)
-        total = total + self.near_head(F.relu(self.near(near, hole)))
+                coarser = self.heads[level - 1](F.relu_(x))
+        x = _sum(x, self.near(near, hole))
         if shared is not None:
-            total = total + shared
-        x = F.relu(total)
-        x = x + F.relu(self.mix(x))
-        return self.last(x)[:, 0]
+            x = _sum(x, shared)
+        x = F.relu_(x)
+        return self.last(_sum(F.relu_(self.mix(x)), x))[:, 0]
 
 
 class _Stem(nn.Module):
@@ -404,13 +407,13 @@ class _OpenBranch(nn.Module):
         self.merge = _conv3(width, width)
 
     def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> Tensor:
-        x = F.relu(self.enter(torch.cat((neighbours, mask), dim=1), shift))
+        x = F.relu_(self.enter(torch.cat((neighbours, mask), dim=1), shift))
         y = F.avg_pool2d(x, 2)
-        y = F.relu(self.middle[0](y))
-        y = y + F.relu(self.middle[1](y))
+        y = F.relu_(self.middle[0](y))
+        y = _sum(F.relu_(self.middle[1](y)), y)
         z = F.avg_pool2d(y, 2)
-        z = F.relu(self.coarse[0](z))
-        z = z + F.relu(self.coarse[1](z))
-        y = F.relu(y + _double(self.merge_coarse(z)))
-        x = F.relu(x + _double(self.up_middle(y)))
-        return x + F.relu(self.merge(x))
+        z = F.relu_(self.coarse[0](z))
+        z = _sum(F.relu_(self.coarse[1](z)), z)
+        y = F.relu_(_sum(_double(self.merge_coarse(z)), y))
+        x = F.relu_(_sum(_double(self.up_middle(y)), x))
+        return _sum(self.merge(x), x)

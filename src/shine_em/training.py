@@ -43,7 +43,8 @@ class TrainingSettings:
     batch, crop
         Samples per step and their width in pixels.
     optimiser, learning_rate, warmup
-        "muon", "adam" or "radam"; peak rate; fraction of the steps spent warming up. Cosine to 0.
+        "muon" (Adam for all but kernels), "adam" or "radam"; peak rate; fraction of the steps
+        spent warming up. Cosine to 0.
     average
         Half-life of the running average of the weights, as a fraction of the steps (0: none).
     holes
@@ -135,6 +136,7 @@ class TrainedState:
     current: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
+    recent: list[float] = field(default_factory=list)  # losses since the last of `train_loss`
 
 
 def train(
@@ -264,6 +266,8 @@ class _Trainer:
         progress: Callable[[Progress], None] | None,
     ) -> TrainedState:
         started = time.monotonic()
+        if resume is not None:
+            self.settings = resume.settings
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build(self.config)
@@ -273,17 +277,20 @@ class _Trainer:
             network.load_state_dict(resume.current)
         network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
         named = dict(network.named_parameters())
-        optimiser = _optimiser(settings, named)
-        state = resume or TrainedState(self.config, settings, best=_copy(named))
-        if resume is not None:
-            settings = self.settings = state.settings
-            _load_optimiser(optimiser, named, state.optimiser, self.device)
+        optimisers = _optimisers(settings, named)
+        state = TrainedState(self.config, settings, best=_copy(named))
+        if resume is not None:  # the state handed in stays as it is
+            state = replace(
+                resume, train_loss=[*resume.train_loss], recent=[*resume.recent],
+                validation_loss=[*resume.validation_loss],
+            )  # fmt: skip
+            _load_optimisers(optimisers, named, state.optimiser)
         before = state.seconds
-        average = {k: v.to(self.device).clone() for k, v in (state.average or _copy(named)).items()}
-        scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
+        kept = state.average or _copy(named)
+        average = {k: kept[k].to(self.device).clone() for k in named}  # in the order of `named`
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         steps = settings.steps or self._steps_from_epochs(seconds)
-        planner = _Planner(seconds, started, given=steps is not None)
-        recent: list[float] = []
+        planner = _Planner(seconds, started, first=state.step)
         broken = 0
 
         def keep(step: int, stopped: str) -> TrainedState:
@@ -292,7 +299,7 @@ class _Trainer:
             state.step, state.stopped = step, stopped
             state.seconds = before + time.monotonic() - started
             state.current, state.average = _copy(named), _copy(average)
-            state.optimiser = _dump_optimiser(optimiser, named)
+            state.optimiser = _dump_optimisers(optimisers, named)
             return state
 
         step = state.step
@@ -304,9 +311,10 @@ class _Trainer:
                     coming = loader.submit(self._batch, step + 1)
                     # Until the speed is known, the rate warms up as in a run of 1000 steps.
                     rate = _rate(settings, step, steps or 1000)
-                    for group in optimiser.param_groups:
-                        group["lr"] = rate
-                    loss = self._step(network, optimiser, scaler, batch, step)
+                    for optimiser in optimisers:
+                        for group in optimiser.param_groups:
+                            group["lr"] = rate * group["ratio"]
+                    loss = self._step(network, optimisers, scaler, batch, step)
                     step += 1
                     if not math.isfinite(loss):
                         broken += 1
@@ -317,7 +325,7 @@ class _Trainer:
                             )
                         continue
                     _update_average(average, named, step, settings, steps or 1000)
-                    recent.append(loss)
+                    state.recent.append(loss)
                     if steps is None:
                         steps = planner.steps(step)
                         if steps is not None:
@@ -325,8 +333,8 @@ class _Trainer:
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):
-                        state.train_loss.append((step, float(np.mean(recent))))
-                        recent.clear()
+                        state.train_loss.append((step, float(np.mean(state.recent))))
+                        state.recent.clear()
                         validation = self._judge(state, average or named, step)
                     state.step = step
                     if progress is not None:
@@ -361,7 +369,7 @@ class _Trainer:
     def _step(
         self,
         network: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimisers: list[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler,
         batch: tuple[Tensor, Tensor, int],
         step: int,
@@ -374,13 +382,15 @@ class _Trainer:
             predicted = network(windows, [hole], batch[2])[0]
         error = (predicted.float() - windows[:, self.config.centre]).square()
         loss = (error * weights).sum() / weights.sum().clamp(min=1)
-        optimiser.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
-        scaler.unscale_(optimiser)
+        for optimiser in optimisers:
+            scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         value = loss.item()
         if math.isfinite(value):
-            scaler.step(optimiser)
+            for optimiser in optimisers:
+                scaler.step(optimiser)
         scaler.update()
         return value
 
@@ -401,7 +411,7 @@ class _Trainer:
             count += float(weight.sum())
         loss = total / count if count else math.nan
         state.validation_loss.append((step, loss))
-        if not loss >= state.best_loss:  # also where nothing could be held out
+        if not count or loss < state.best_loss:  # where nothing could be held out, the latest
             state.best, state.best_step, state.best_loss = _copy(weights), step, loss
         return loss
 
@@ -411,8 +421,8 @@ class _Planner:
 
     warm, measured = 3, 8
 
-    def __init__(self, seconds: float | None, started: float, *, given: bool) -> None:
-        self.seconds, self.started, self.given = seconds, started, given
+    def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
+        self.seconds, self.started, self.first = seconds, started, first
         self.marks: list[float] = []
 
     def steps(self, step: int) -> int | None:
@@ -430,7 +440,7 @@ class _Planner:
         spent = time.monotonic() - self.started
         if not steps:
             return (self.seconds or 0.0) - spent
-        pace = spent / max(1, step)
+        pace = spent / max(1, step - self.first)
         return max(0.0, pace * (steps - step))
 
     def out_of_time(self) -> bool:
@@ -445,14 +455,28 @@ def _rate(settings: TrainingSettings, step: int, steps: int) -> float:
     return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _optimiser(
+# How much faster than Adam's parameters Muon's kernels move.
+_KERNEL_RATIO = 7.0
+
+
+def _optimisers(
     settings: TrainingSettings, named: dict[str, torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    if settings.optimiser == "muon":
-        return Muon(named, settings.learning_rate)
-    if settings.optimiser == "radam":
-        return torch.optim.RAdam(named.values(), lr=settings.learning_rate, foreach=False)
-    return torch.optim.Adam(named.values(), lr=settings.learning_rate, fused=True)
+) -> list[torch.optim.Optimizer]:
+    rate = settings.learning_rate
+    if settings.optimiser != "muon":
+        kind = torch.optim.RAdam if settings.optimiser == "radam" else torch.optim.Adam
+        return [kind([{"params": list(named.values()), "ratio": 1.0}], lr=rate)]
+
+    def is_kernel(name: str, p: Tensor) -> bool:
+        # The gradients of a stem's changes come and go, which momentum does not suit.
+        return p.ndim > 1 and min(p.shape[:2]) > 1 and not name.endswith("changes")
+
+    kernels = [p for name, p in named.items() if is_kernel(name, p)]
+    others = [p for name, p in named.items() if not is_kernel(name, p)]
+    return [
+        Muon([{"params": kernels, "ratio": _KERNEL_RATIO}], lr=rate),
+        torch.optim.Adam([{"params": others, "ratio": 1.0}], lr=rate, fused=True),
+    ]
 
 
 def _update_average(
@@ -474,24 +498,30 @@ def _copy(tensors: Any) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 
-def _dump_optimiser(
-    optimiser: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]
+def _dump_optimisers(
+    optimisers: list[torch.optim.Optimizer], named: dict[str, torch.nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Flatten the optimiser's state to named tensors."""
+    """Flatten the optimisers' state to named tensors."""
     return {
         f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        for optimiser in optimisers
         for name, p in named.items()
         for key, value in optimiser.state.get(p, {}).items()
     }
 
 
-def _load_optimiser(
-    optimiser: torch.optim.Optimizer,
+def _load_optimisers(
+    optimisers: list[torch.optim.Optimizer],
     named: dict[str, torch.nn.Parameter],
     flat: dict[str, Tensor],
-    device: torch.device,
 ) -> None:
+    """Undo `_dump_optimisers`."""
+    owner = {id(p): o for o in optimisers for group in o.param_groups for p in group["params"]}
     for path, value in flat.items():
         name, key = path.rsplit("/", 1)
-        kept = value.clone() if value.ndim == 0 else value.to(device).clone()
+        optimiser, p = owner[id(named[name])], named[name].detach()
+        if value.ndim:  # in the parameter's memory layout: fused kernels read both side by side
+            kept = torch.empty_like(p).copy_(value)
+        else:  # a step count; fused kernels want it beside the parameter
+            kept = value.to(p.device if optimiser.defaults.get("fused") else "cpu", copy=True)
         optimiser.state[named[name]][key] = kept
