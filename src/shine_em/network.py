@@ -187,8 +187,10 @@ class _Network(nn.Module):
         pad = (0, -width % self.stride, 0, -height % self.stride)
         # Outside the frame everything is zero: nothing hidden is copied there. The mask tells
         # the network where the frame ends.
-        mask = F.pad(torch.ones_like(window[:, :1]), pad)
-        out = self._predict(F.pad(window, pad), mask, [check_hole(h) for h in holes], shift)
+        mask = torch.ones_like(window[:, :1])
+        if any(pad):
+            mask, window = F.pad(mask, pad), F.pad(window, pad)
+        out = self._predict(window, mask, [check_hole(h) for h in holes], shift)
         return out[..., :height, :width]
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
@@ -317,7 +319,6 @@ class LeanNetwork(_Network):
         width = config.channels
         widths = [width, *[2 * width] * (self.levels - 1)]
         self.stem = _Stem(config.frames + 1, width, shifts=config.centre)
-        self.near = Donut(width, width, level=0, spread=1, reach=0, bias=True)
         self.trunk = nn.ModuleList()
         self.donuts = nn.ModuleList()
         self.heads = nn.ModuleList()
@@ -341,9 +342,8 @@ class LeanNetwork(_Network):
         return _OpenBranch.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        near = F.relu_(self.stem(torch.cat((window, mask), dim=1), shift))
         features = []
-        x = near
+        x = F.relu_(self.stem(torch.cat((window, mask), dim=1), shift))
         for level, convs in enumerate(self.trunk):
             if level:
                 x = F.avg_pool2d(x, 2)
@@ -356,11 +356,9 @@ class LeanNetwork(_Network):
         if self.open is not None:
             neighbours = window[:, list(self.config.open_slots)]
             shared = self.open(neighbours, mask, shift)
-        return torch.stack([self._read(near, features, shared, hole) for hole in holes])
+        return torch.stack([self._read(features, shared, hole) for hole in holes])
 
-    def _read(
-        self, near: Tensor, features: list[Tensor], shared: Tensor | None, hole: Hole
-    ) -> Tensor:
+    def _read(self, features: list[Tensor], shared: Tensor | None, hole: Hole) -> Tensor:
         coarser = None
         for level in reversed(range(self.levels)):
             x = self.donuts[level](features[level], hole)
@@ -368,7 +366,6 @@ class LeanNetwork(_Network):
                 x = _sum(x, _double(coarser))
             if level:
                 coarser = self.heads[level - 1](F.relu_(x))
-        x = _sum(x, self.near(near, hole))
         if shared is not None:
             x = _sum(x, shared)
         x = F.relu_(x)
@@ -394,13 +391,13 @@ class _OpenBranch(nn.Module):
     """A three-level U-Net over the open neighbours: ``(b, slots, h, w)`` → ``(b, width, h, w)``."""
 
     # Input pixels that matter around an output pixel: a full-resolution convolution on either
-    # side, two at each coarser level, and the footprints of pooling and upsampling.
-    reach = 1 + 2 * 2 + 2 * 4 + 2 * 4 + 2 * 2 + 1
+    # side, one and two at the coarser levels, and the footprints of pooling and upsampling.
+    reach = 1 + 2 + 2 * 4 + (2 + 4) + 1
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
         self.enter = _Stem(len(config.open_slots) + 1, width, shifts=config.centre)
-        self.middle = nn.ModuleList((_conv3(width, 2 * width), _conv3(2 * width, 2 * width)))
+        self.middle = _conv3(width, 2 * width)
         self.coarse = nn.ModuleList((_conv3(2 * width, 2 * width), _conv3(2 * width, 2 * width)))
         self.up_middle = nn.Conv2d(2 * width, width, 1)
         self.merge_coarse = nn.Conv2d(2 * width, 2 * width, 1)
@@ -409,8 +406,7 @@ class _OpenBranch(nn.Module):
     def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> Tensor:
         x = F.relu_(self.enter(torch.cat((neighbours, mask), dim=1), shift))
         y = F.avg_pool2d(x, 2)
-        y = F.relu_(self.middle[0](y))
-        y = _sum(F.relu_(self.middle[1](y)), y)
+        y = F.relu_(self.middle(y))
         z = F.avg_pool2d(y, 2)
         z = F.relu_(self.coarse[0](z))
         z = _sum(F.relu_(self.coarse[1](z)), z)

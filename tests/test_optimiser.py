@@ -1,0 +1,43 @@
+"""Muon: what its directions are, and that it minimises."""
+
+import pytest
+import torch
+
+from shine_em.optimiser import Muon, orthogonalised
+
+
+@pytest.mark.parametrize("shapes", [[(4, 9)], [(9, 4), (3, 3)], [(16, 144), (1, 5), (32, 288)]])
+def test_directions_are_nearly_orthogonal(shapes: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) * 10 ** torch.randn(()) for shape in shapes]
+    for m, d in zip(matrices, orthogonalised(matrices), strict=True):
+        assert d.shape == m.shape
+        values = torch.linalg.svdvals(d)
+        assert float(values.min()) > 0.3
+        assert float(values.max()) < 1.3
+        u, _, v = torch.linalg.svd(m, full_matrices=False)
+        nearest = u @ v
+        alike = float((d * nearest).sum() / d.norm() / nearest.norm())
+        assert alike > 0.95  # the same directions as U Vᵀ
+
+
+def test_batching_changes_nothing() -> None:
+    torch.manual_seed(0)
+    matrices = [torch.randn(3, 7), torch.randn(8, 20), torch.randn(6, 2)]
+    together = orthogonalised(matrices)
+    for m, d in zip(matrices, together, strict=True):
+        torch.testing.assert_close(orthogonalised([m])[0], d, rtol=1e-4, atol=1e-4)
+
+
+def test_it_finds_a_minimum_and_skips_what_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(6, 4, 3, 3)
+    moved, kept = torch.nn.Parameter(torch.zeros(6, 4, 3, 3)), torch.nn.Parameter(torch.ones(2, 2))
+    optimiser = Muon([moved, kept], lr=0.1)
+    for step in range(300):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 300)
+        optimiser.zero_grad(set_to_none=True)
+        (moved - target).square().sum().backward()
+        optimiser.step()
+    assert float((moved.detach() - target).abs().max()) < 0.05
+    assert torch.equal(kept.detach(), torch.ones(2, 2))
