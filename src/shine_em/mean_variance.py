@@ -43,7 +43,8 @@ def fit_mean_variance(
     Parameters
     ----------
     blocks
-        ``(n, 2)``: mean and noise variance of small blocks, of independent frames.
+        ``(n, 3)``: mean and noise variance of small blocks, of independent frames, and how much
+        the mean differs from that of the blocks beside.
     freedom
         Independent pixels in a block.
     averaged
@@ -57,28 +58,36 @@ def fit_mean_variance(
         NaN, with an empty curve, where there are fewer than 64 blocks.
     """
     blocks = blocks[np.isfinite(blocks).all(axis=1)]
+    freedom = max(freedom, 1.0)
     if len(blocks) < 64 or np.ptp(blocks[:, 0]) == 0:
         empty = np.zeros(0)
         return MeanVariance(np.nan, np.nan, np.nan, empty, empty, False)
-    blocks = blocks[np.argsort(blocks[:, 0])]
-    groups = np.array_split(blocks, int(np.clip(len(blocks) // 64, 4, 24)))
+    # At edges that move, the picture changes as well: only blocks as flat as noise allows count.
+    noise_of_mean = np.sqrt(np.maximum(blocks[:, 1], 0) / (freedom * averaged))
+    flat = blocks[blocks[:, 2] <= 3 * noise_of_mean + 1e-12]
+    groups = _grouped(flat)
+    if len(groups) < 3 or np.ptp(flat[:, 0]) < 0.3 * np.ptp(blocks[:, 0]):
+        groups = _grouped(blocks)
+    if len(groups) < 3:
+        groups = np.array_split(blocks[np.argsort(blocks[:, 0])], 4)
     means = np.array([group[:, 0].mean() for group in groups])
     variances = np.array([_median_of_means(group[:, 1]) for group in groups])
-    weight = np.ones(len(means))
-    middle = float(means.mean())
-    gain = level = scale = 0.0
+    counts = np.array([len(group) for group in groups])
+    error = np.maximum(variances, 0.01 * variances.max()) * np.sqrt(2 / freedom / counts)
+    error = np.hypot(error, 0.01 * variances.mean())
+    weight = 1 / error
+    middle = float(np.average(means, weights=weight**2))
+    gain = level = 0.0
     for _ in range(20):
-        gain, level = (
-            float(v) for v in np.polyfit(means - middle, variances, 1, w=np.sqrt(weight))
-        )
-        apart = np.abs(variances - gain * (means - middle) - level)
-        scale = max(1.4826 * float(np.median(apart)), 1e-6 * abs(level), 1e-30)
-        weight = 1 / np.maximum(apart / (1.5 * scale), 1)
+        gain, level = (float(v) for v in np.polyfit(means - middle, variances, 1, w=weight))
+        apart = np.abs(variances - gain * (means - middle) - level) / error
+        scatter = max(1.4826 * float(np.median(apart)), 0.1)
+        weight = 1 / (error * np.sqrt(np.maximum(apart / (1.5 * scatter), 1)))
+    uncertainty = scatter / np.sqrt((weight**2 * (means - middle) ** 2).sum())
     # Errors of the means flatten the slope by the share of real spread in the spread of the means.
     spread = float(blocks[:, 0].var())
-    real = 1 - level / (max(freedom, 1.0) * averaged) / spread
-    error = scale / max(float(means.std()), 1e-30) / np.sqrt(len(means))
-    reliable = real > 0.7 and gain > 4 * error
+    real = 1 - level / (freedom * averaged) / spread
+    reliable = real > 0.7 and gain > 4 * uncertainty
     if real > 0.5:
         gain /= real
         means = middle + real * (means - middle)
@@ -91,6 +100,15 @@ def fit_mean_variance(
         variances=variances * scale**2,
         reliable=bool(reliable),
     )
+
+
+def _grouped(blocks: np.ndarray) -> list[np.ndarray]:
+    """Return bins of equal width in the mean: bright particles are few, but fix the slope."""
+    if len(blocks) < 96:
+        return []
+    edges = np.linspace(*np.quantile(blocks[:, 0], [0.002, 0.998]), 25)
+    which = np.digitize(blocks[:, 0], edges)
+    return [group for i in range(1, 25) if len(group := blocks[which == i]) >= 32]
 
 
 def _median_of_means(values: np.ndarray) -> float:

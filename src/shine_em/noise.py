@@ -17,6 +17,7 @@ from .noise_fit import (
     fit_correlation,
     line_noise,
     quiet_tiles,
+    raw_correlation,
     silent_frequencies,
     tile_levels,
     tile_spectra,
@@ -191,7 +192,7 @@ def noise_statistics(
     )
     radius = min(max_lag, max((min(spectra.tile_shape) - 1) // 3, 0))
     used = [i for i in range(count) if i not in skipped] or list(range(count))
-    raw = _raw_correlation(movie.frame(used[len(used) // 2]), radius, bad_pixels)
+    raw = raw_correlation(movie.frame(used[len(used) // 2]), radius, bad_pixels)
     single = not spectra.pairs[1]
     noisy = spectra.power if single else spectra.change[0]
     if min(height, width) < 4:
@@ -199,8 +200,11 @@ def noise_statistics(
     if not noisy.max() > 0 or not (single or spectra.differs):
         what = "the frame is constant" if single else "neighbouring frames are identical"
         return _no_noise(raw, max_temporal_lag, what if spectra.pairs[0] else "no pixel is finite")
-    quiet = quiet_tiles(spectra)
-    level = np.maximum(tile_levels(spectra), 1e-30)
+    level = tile_levels(spectra)
+    # a drift-corrected movie has empty borders
+    alive = level > 0.02 * np.median(level[level > 0])
+    level = np.where(alive, level, np.inf)
+    quiet = quiet_tiles(spectra, alive)
     samples = spectra.samples(0 if single else 1, int(quiet.sum()))
     weights = quiet / level
     silent, steady = silent_frequencies(spectra, weights)
@@ -225,8 +229,13 @@ def noise_statistics(
         1 / level,
         lags=max_temporal_lag,
     )
-    sigma = spectra.scale * float(np.sqrt(max(float(np.median(level)) * variance, 0.0)))
-    homogeneity, spread = _homogeneity(spectra, fit, correlation, error_map, (height, width), quiet)
+    # Noise that lives on changes less from one frame to the next than it weighs.
+    lasting = temporal.correlation[1] if temporal.blinded_lags and not single else 0.0
+    power = float(np.median(level[alive])) * variance / max(1 - lasting, 0.05)
+    sigma = spectra.scale * float(np.sqrt(power))
+    homogeneity, spread = _homogeneity(
+        spectra, fit, error_map, shape=(height, width), quiet=quiet, level=level
+    )
     hole, core = _hole(correlation, error_map)
     confidence, reason = _confidence(spectra, fit, correlation, error_map, core, quiet)
     return NoiseStatistics(
@@ -304,71 +313,38 @@ def _check(
         )
 
 
-def _raw_correlation(frame: np.ndarray, radius: int, bad_pixels: np.ndarray | None) -> np.ndarray:
-    """Return Eq. 4 of one frame with itself shifted, over the pixels that both hold."""
-    from scipy import fft
-
-    frame = np.asarray(frame, float)
-    good = np.isfinite(frame)
-    if bad_pixels is not None:
-        good &= ~np.asarray(bad_pixels, bool)
-    crop = tuple(
-        slice((n - min(n, 1024)) // 2, (n - min(n, 1024)) // 2 + min(n, 1024)) for n in frame.shape
-    )
-    frame, good = frame[crop], good[crop]
-    mean = frame[good].mean() if good.any() else 0.0
-    value = np.where(good, frame - mean, 0.0)
-    scale = value.std() or 1.0
-    value /= scale
-    shape = [fft.next_fast_len(n + radius, real=True) for n in value.shape]
-    f_good, f_value, f_square = (fft.rfft2(a, shape) for a in (good.astype(float), value, value**2))
-
-    def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        full = fft.irfft2(np.conj(a) * b, shape)
-        index = np.arange(-radius, radius + 1)
-        return full[np.ix_(index, index)]
-
-    n = np.maximum(np.rint(products(f_good, f_good)), 1)
-    mean_x, mean_y = products(f_value, f_good) / n, products(f_good, f_value) / n
-    covariance = products(f_value, f_value) / n - mean_x * mean_y
-    var_x = products(f_square, f_good) / n - mean_x**2
-    var_y = products(f_good, f_square) / n - mean_y**2
-    norm = np.sqrt(np.maximum(var_x * var_y, 0))
-    out = np.where(norm > 1e-9, covariance / np.maximum(norm, 1e-9), 0.0)
-    out[radius, radius] = 1.0
-    return np.clip(out, -1, 1)
-
-
 def _homogeneity(
     spectra: Spectra,
     fit: CorrelationFit,
-    correlation: np.ndarray,
     error: np.ndarray,
+    *,
     shape: tuple[int, int],
     quiet: np.ndarray,
+    level: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """Return the noise correlation in 16 sub-regions and its scatter over the expected one."""
-    radius = correlation.shape[0] // 2
-    tile = np.array(spectra.tile_shape)
-    centres = spectra.origins + tile / 2
-    noise = tile_spectra(spectra) / np.maximum(tile_levels(spectra), 1e-30)[:, None, None]
-    maps, ratios = [], []
-    near = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= 2.9
+    radius = error.shape[0] // 2
+    correlation = fit.covariance / fit.covariance[radius, radius]
+    size = np.array(shape) / _REGIONS
+    centres = spectra.origins + np.array(spectra.tile_shape) / 2
+    noise = tile_spectra(spectra)
+    near = np.hypot(*(np.indices(error.shape) - radius)) <= 2.9
     near[radius, radius] = False
-    for row in range(_REGIONS):
-        for column in range(_REGIONS):
-            middle = (np.array([row, column]) + 0.5) * np.array(shape) / _REGIONS
-            away = np.abs(centres - middle) / (np.array(shape) / _REGIONS)
-            chosen = (away <= 0.5).all(axis=1)
-            if not chosen.any():
-                chosen = np.arange(len(centres)) == np.argmin(np.hypot(*(centres - middle).T))
-            covariance = fit.apply(noise[chosen].mean(axis=0))
-            here = covariance / max(covariance[radius, radius], 1e-12)
-            maps.append(here)
-            expected = error * np.sqrt(max(quiet.sum(), 1) / chosen.sum())
-            ratios.append(((here - correlation)[near] / expected[near]) ** 2)
-    spread = float(np.sqrt(np.mean(ratios))) if radius else 1.0
-    return np.array(maps), spread
+    maps, ratios = [], [np.ones(1)]
+    for row, column in np.ndindex(_REGIONS, _REGIONS):
+        middle = (np.array([row, column]) + 0.5) * size
+        chosen = (np.abs(centres - middle) <= 0.5 * size).all(axis=1)
+        if not chosen.any():
+            chosen = np.arange(len(centres)) == np.argmin(np.hypot(*(centres - middle).T))
+        if not np.isfinite(level[chosen]).any():
+            maps.append(np.full(error.shape, np.nan))
+            continue
+        covariance = fit.apply(np.average(noise[chosen] / level[chosen, None, None], axis=0))
+        here = covariance / max(covariance[radius, radius], 1e-12)
+        maps.append(here)
+        expected = error[near] * np.sqrt(max(quiet.sum(), 1) / chosen.sum())
+        ratios.append(((here - correlation)[near] / expected) ** 2)
+    return np.array(maps), float(np.sqrt(np.mean(np.concatenate(ratios[1:] or ratios))))
 
 
 def _hole(correlation: np.ndarray, error: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:

@@ -19,6 +19,7 @@ __all__ = [
     "line_noise",
     "lower_cluster",
     "quiet_tiles",
+    "raw_correlation",
     "silent_frequencies",
     "tile_levels",
     "tile_spectra",
@@ -56,6 +57,61 @@ class CorrelationFit:
         """Return the ``(2R+1, 2R+1)`` covariance of a spectrum of about the same noise power."""
         change = self.solve @ (spectrum - self.spectrum).ravel()
         return self.covariance + _mirrored(change, self.covariance.shape[0] // 2)
+
+
+def raw_correlation(
+    frame: np.ndarray, radius: int, bad_pixels: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the correlation of one frame with itself shifted (SHINE, Eq. 4).
+
+    Means and variances are those of the pixels that both hold, so the result is the exact Pearson
+    correlation at each offset. Frames larger than 1024×1024 are cropped around their middle.
+
+    Parameters
+    ----------
+    frame
+        ``(y, x)``; pixels that are not finite are left out.
+    radius
+        Largest offset R, px.
+    bad_pixels
+        ``(y, x)`` boolean mask of pixels to leave out.
+
+    Returns
+    -------
+    ndarray
+        ``(2R+1, 2R+1)``, 1 in the centre, 0 where a part of the frame is constant.
+    """
+    from scipy import fft
+
+    frame = np.asarray(frame, float)
+    good = np.isfinite(frame)
+    if bad_pixels is not None:
+        good &= ~np.asarray(bad_pixels, bool)
+    crop = tuple(
+        slice((n - min(n, 1024)) // 2, (n - min(n, 1024)) // 2 + min(n, 1024)) for n in frame.shape
+    )
+    frame, good = frame[crop], good[crop]
+    mean = frame[good].mean() if good.any() else 0.0
+    value = np.where(good, frame - mean, 0.0)
+    scale = value.std() or 1.0
+    value /= scale
+    shape = [fft.next_fast_len(n + radius, real=True) for n in value.shape]
+    f_good, f_value, f_square = (fft.rfft2(a, shape) for a in (good.astype(float), value, value**2))
+
+    def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        full = fft.irfft2(np.conj(a) * b, shape)
+        index = np.arange(-radius, radius + 1)
+        return full[np.ix_(index, index)]
+
+    n = np.maximum(np.rint(products(f_good, f_good)), 1)
+    mean_x, mean_y = products(f_value, f_good) / n, products(f_good, f_value) / n
+    covariance = products(f_value, f_value) / n - mean_x * mean_y
+    var_x = products(f_square, f_good) / n - mean_x**2
+    var_y = products(f_good, f_square) / n - mean_y**2
+    norm = np.sqrt(np.maximum(var_x * var_y, 0))
+    out = np.where(norm > 1e-9, covariance / np.maximum(norm, 1e-9), 0.0)
+    out[radius, radius] = 1.0
+    return np.clip(out, -1, 1)
 
 
 def tile_spectra(spectra: Spectra) -> np.ndarray:
@@ -97,24 +153,27 @@ def line_noise(spectrum: np.ndarray, fit: CorrelationFit, samples: float) -> tup
     return shares[0], shares[1]
 
 
-def quiet_tiles(spectra: Spectra) -> np.ndarray:
-    """Return the tiles in which the picture changes least: lowest low-frequency excess."""
-    tiles = len(spectra.origins)
+def quiet_tiles(spectra: Spectra, alive: np.ndarray) -> np.ndarray:
+    """Return those of the tiles in which the picture changes least: lowest low-frequency excess."""
+    tiles = int(alive.sum())
     fy, fx = spectra.frequencies
     radius = np.hypot(fy, fx)
     low, high = spectra.usable & (radius < 0.2), spectra.usable & (radius >= 0.2)
     if tiles < 4 or not low.any() or not high.any():
-        return np.ones(tiles, bool)
-    noise = tile_spectra(spectra)
+        return alive
+    noise = tile_spectra(spectra)[alive]
     excess = noise[:, low].mean(axis=1) / np.maximum(noise[:, high].mean(axis=1), 1e-30)
     samples = spectra.samples(1 if spectra.pairs[1] else 0, 1)
-    spread = np.sqrt((1 / low.sum() + 1 / high.sum()) * 2 * 1.944**2 / samples)
+    spread = HANN_OVERLAP * np.sqrt((1 / low.sum() + 1 / high.sum()) / samples)
     typical = max(float(np.median(excess)), 1e-6)
     _, kept = lower_cluster(excess, (spread + 0.03) * typical)
     kept |= excess < np.min(excess[kept])
-    if kept.sum() < max(4, tiles // 8):
-        kept = excess <= np.sort(excess)[max(4, tiles // 8) - 1]
-    return kept
+    fewest = max(4, tiles // 8)
+    if kept.sum() < fewest:
+        kept = excess <= np.sort(excess)[fewest - 1]
+    quiet = alive.copy()
+    quiet[alive] = kept
+    return quiet
 
 
 def silent_frequencies(spectra: Spectra, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -49,8 +49,8 @@ class Spectra:
     window
         The one-dimensional tapers along y and x.
     blocks, block_pixels
-        ``(n, 2)``: mean, and variance of temporal differences scaled to one frame, of small blocks
-        of so many pixels.
+        ``(n, 3)``: mean, variance of temporal differences scaled to one frame, and slope of the
+        mean, of small blocks of so many pixels.
     stuck_pixels, spikes, seen_pixels
         How many hot pixels and spikes were replaced, and pixels per frame that were looked at.
     differs
@@ -292,8 +292,12 @@ class _Blocks:
             near = sorted(others, key=lambda i: abs(i - index))[:LEVEL_FRAMES]
             if near:
                 level = np.mean([self.levels[i] for i in near], axis=0)
-                pairs.append(np.stack([level.ravel(), variance.ravel()], axis=1))
-        return np.concatenate(pairs) if pairs else np.zeros((0, 2))
+                down, right = np.gradient(
+                    np.pad(level, ((0, 0), (1, 1), (1, 1)), "edge"), axis=(1, 2)
+                )
+                slope = np.hypot(down, right)[:, 1:-1, 1:-1]
+                pairs.append(np.stack([a.ravel() for a in (level, variance, slope)], axis=1))
+        return np.concatenate(pairs) if pairs else np.zeros((0, 3))
 
     def _blockwise(self, a: np.ndarray) -> np.ndarray:
         n, height, width = a.shape

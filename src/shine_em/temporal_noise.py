@@ -68,7 +68,7 @@ def temporal_noise(
     lags
         Largest lag to report.
     """
-    tiles = len(spectra.origins)
+    tiles = int((weights > 0).sum())
     correlation = np.full(lags + 1, np.nan)
     error = np.full(lags + 1, np.nan)
     correlation[0], error[0] = 1.0, 0.0
@@ -131,11 +131,14 @@ def _fixed_pattern(spectra: Spectra, power: np.ndarray, weights: np.ndarray) -> 
     """Return the frozen share of the noise variance: single pixels, columns and rows."""
     if not spectra.far_pairs:
         return 0.0, np.inf
-    frozen = power - np.average(spectra.far, axis=0, weights=weights)
+    # The median over the tiles: a pattern is everywhere, a sharp edge of the picture is not.
+    alive = weights > 0
+    parts = (spectra.power[alive] - spectra.far[alive]) * weights[alive, None, None]
+    frozen = np.median(parts, axis=0) / weights[alive].mean()
     fy, fx = (np.abs(f) for f in spectra.frequencies)
     corner = np.hypot(fy, fx) > 0.5
-    tiles = len(spectra.origins)
-    spread = float(np.median(power[corner])) / np.sqrt(2 * spectra.samples(0, tiles))
+    spread = 1.25 * float(np.median(power[corner]))
+    spread /= np.sqrt(2 * spectra.samples(0, int(alive.sum())))
     total = float(spectra.plane_mean(np.average(spectra.change[0], axis=0, weights=weights)))
     pixel, kept = lower_cluster(frozen[corner], spread)
     pixel_error = spread / np.sqrt(max(kept.sum() / HANN_OVERLAP**2, 1))
