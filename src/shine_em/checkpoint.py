@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .errors import ShineError
 from .movie import Movie
-from .network import Hole, NetworkConfig, build
+from .network import Hole, NetworkConfig, build, check_hole
 from .patches import Normalisation
 from .training import TrainedState, TrainingSettings
 
@@ -81,7 +81,7 @@ class Model:
         ShineError
             If the file exists and ``overwrite`` is False, or cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path).expanduser()
         if path.exists() and not overwrite:
@@ -98,7 +98,7 @@ class Model:
                 "step": s.step, "best_step": s.best_step, "best_loss": _finite(s.best_loss),
                 "train_loss": s.train_loss,
                 "validation_loss": [(i, _finite(v)) for i, v in s.validation_loss],
-                "seconds": s.seconds, "stopped": s.stopped,
+                "recent": s.recent, "seconds": s.seconds, "stopped": s.stopped,
             },
             "normalisation": self.normalisation.to_dict(),
             "holes": self.holes, "offset": self.offset, "noise": self.noise,
@@ -106,7 +106,8 @@ class Model:
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
         try:
-            save_file(tensors, temporary, {"shine": json.dumps(header, allow_nan=False)})
+            # Not `save_file`: it makes files that only their owner may read.
+            temporary.write_bytes(save(tensors, {"shine": json.dumps(header, allow_nan=False)}))
             os.replace(temporary, path)
         except OSError as error:
             raise ShineError(f"{path} could not be written ({error.strerror or error}).") from None
@@ -143,7 +144,7 @@ class Model:
             return cls._from(json.loads(text), tensors)
         except ShineError as error:
             raise ShineError(f"{path}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ShineError(f"{path}: the model's header is damaged ({error!r}).") from None
 
     @classmethod
@@ -173,11 +174,15 @@ class Model:
             ],
             seconds=t["seconds"], stopped=t["stopped"], current=groups.get("current", {}),
             average=groups.get("average", {}), optimiser=groups.get("optimiser", {}),
+            recent=[float(v) for v in t.get("recent", [])],
         )  # fmt: skip
+        normalisation = Normalisation.from_dict(header["normalisation"])
+        holes = tuple(check_hole((int(m), int(n))) for m, n in header["holes"])
+        if not normalisation.scale > 0 or not holes:
+            raise ValueError("no scale or no holes")
         return cls(
-            state, Normalisation.from_dict(header["normalisation"]),
-            tuple((int(m), int(n)) for m, n in header["holes"]), float(header["offset"]),
-            header["noise"], header["provenance"],
+            state, normalisation, holes, float(header["offset"]),
+            dict(header["noise"]), dict(header["provenance"]),
         )  # fmt: skip
 
 
