@@ -22,7 +22,7 @@ from .viewing import percentile_range, scale_bar, shared_contrast
 
 __all__ = ["ReportData", "methods_text", "write_report"]
 
-PICTURES_MB = 16.0  # of encoded frames in the page; larger pictures are shown smaller
+PICTURES_MB = 18.0  # of encoded frames in the page; larger pictures are shown smaller
 PAPER = (
     "J. Kim et al., Self-supervised machine learning framework for high-throughput electron "
     "microscopy, Science Advances (2025), doi:10.1126/sciadv.ads5552"

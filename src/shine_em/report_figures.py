@@ -59,7 +59,7 @@ def png(image: np.ndarray, low: float, high: float) -> bytes:
     import imagecodecs
 
     grey = np.clip((image - low) * (255.0 / (high - low)), 0, 255)
-    encoded = imagecodecs.png_encode(np.rint(grey).astype(np.uint8), level=6)
+    encoded = imagecodecs.png_encode(np.rint(grey).astype(np.uint8), level=3)
     return bytes(encoded)
 
 
