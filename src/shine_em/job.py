@@ -318,7 +318,7 @@ def run(
     if restored:
         warnings += (
             f"The mean of {restored} of {n} frames was shifted to the raw frame's: the network "
-            "alone was off by more than half of the tolerance (0.5 % or 0.02 noise σ).",
+            "alone came too close to the tolerance (0.5 % or 0.02 noise σ).",
         )
     halves = None
     if (left := clock.left()) is None or left > _REPORT_S:
@@ -561,14 +561,14 @@ def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: 
 
 
 def _keep_mean(raw: np.ndarray, frame: np.ndarray, plan: Plan) -> tuple[np.ndarray, bool]:
-    """Shift a frame whose mean is off by more than half of what is tolerated."""
+    """Shift a frame whose mean is off by nearly as much as is tolerated."""
     h = plan.health
     trusted = ~np.asarray(h.bad_pixels, bool) & (raw >= h.spike_floor) & (raw <= h.spike_threshold)
     if not trusted.any():
         return frame, False
     mean = float(raw[trusted].mean(dtype=np.float64))
     shift = mean - float(frame[trusted].mean(dtype=np.float64))
-    if abs(shift) <= 0.5 * mean_tolerance(mean, plan.noise.sigma):
+    if abs(shift) <= 0.8 * mean_tolerance(mean, plan.noise.sigma):
         return frame, False
     return frame + np.float32(shift), True
 

@@ -392,7 +392,7 @@ class _OpenBranch(nn.Module):
 
     # Input pixels that matter around an output pixel: a full-resolution convolution on either
     # side, one and two at the coarser levels, and the footprints of pooling and upsampling.
-    reach = 1 + 2 + 2 * 4 + (2 + 4) + 1
+    reach = 1 + 2 + 2 * 4 + (2 + 4) + 3 + 1
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
