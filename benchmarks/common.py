@@ -109,8 +109,9 @@ def machine_line(found: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table; numbers are aligned to the right."""
-    align = ["---" if isinstance(cell, str) else "---:" for cell in rows[0]]
+    """Return a Markdown table; columns with a number in them are aligned to the right."""
+    columns = zip(*rows, strict=True)
+    align = ["---" if all(isinstance(cell, str) for cell in c) else "---:" for c in columns]
     lines = [list(head), align, *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
