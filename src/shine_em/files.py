@@ -129,7 +129,7 @@ def denoise_file(
     ShineError
         If a result exists, cannot be written, or the movie cannot be denoised.
     Interrupted
-        On Ctrl-C during training, with the model so far.
+        On Ctrl-C once training has begun, with the model so far.
     """
     if not overwrite:
         outputs.refuse_existing()

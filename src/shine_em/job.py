@@ -155,10 +155,10 @@ class Result:
 
 
 class Interrupted(Exception):
-    """Training was interrupted; ``model`` holds the best weights so far and can be resumed."""
+    """The job was interrupted; ``model`` holds the best weights so far and can be resumed."""
 
     def __init__(self, model: Model) -> None:
-        super().__init__("training was interrupted")
+        super().__init__("the job was interrupted")
         self.model = model
 
 
@@ -229,7 +229,7 @@ def denoise(
     ShineError
         If the movie cannot be denoised or the time does not suffice.
     Interrupted
-        On Ctrl-C during training, with the model so far.
+        On Ctrl-C once training has begun, with the model so far.
 
     Examples
     --------
@@ -292,8 +292,9 @@ def run(
     """
     tell = progress or (lambda _event: None)
     keep_freed_memory()
-    clock = _Clock(started, options.seconds if model is None and resume is None else None)
+    clock = _Clock(started, None if model is not None else _budget(options, resume))
     plan = prepare(movie, options, model=model or resume, progress=tell)
+    trained_here = model is None
     if model is None:
         model, plan = _fit(movie, plan, options, resume, clock, writing_s, tell)
     else:
@@ -307,13 +308,18 @@ def run(
     restored = 0
     n = len(movie)
     begun = time.monotonic()
-    for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
-        frame, changed = _keep_mean(raw, frame, plan)
-        restored += changed
-        sink(t, frame)
-        observer.add(t, raw, frame)
-        pace = (time.monotonic() - begun) / done
-        tell(Event("denoising", done, n, seconds_left=pace * (n - done)))
+    try:
+        for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
+            frame, changed = _keep_mean(raw, frame, plan)
+            restored += changed
+            sink(t, frame)
+            observer.add(t, raw, frame)
+            pace = (time.monotonic() - begun) / done
+            tell(Event("denoising", done, n, seconds_left=pace * (n - done)))
+    except KeyboardInterrupt:
+        if trained_here:  # what took the time is not lost
+            raise Interrupted(model) from None
+        raise
     warnings = plan.warnings
     if restored:
         warnings += (
@@ -339,9 +345,14 @@ def train_model(
     """Train a model on a movie without denoising it (`shine train`)."""
     tell = progress or (lambda _event: None)
     keep_freed_memory()
-    clock = _Clock(started, options.seconds if resume is None else None)
+    clock = _Clock(started, _budget(options, resume))
     plan = prepare(movie, options, model=resume, progress=tell)
     return _fit(movie, plan, options, resume, clock, None, tell)
+
+
+def _budget(options: Options, resume: Model | None) -> float | None:
+    """Return the time budget; a resumed run whose steps are fixed needs none."""
+    return None if resume is not None and resume.state.settings.steps else options.seconds
 
 
 def prepare(
