@@ -141,7 +141,7 @@ def _denoisers(hole: int, device: str, precision: str) -> dict[str, Any]:
     from shine_em.checkpoint import Model
     from shine_em.compute import keep_freed_memory, pick_device, pick_precision
     from shine_em.denoising import Denoiser
-    from shine_em.job import hole_set
+    from shine_em.job import averaged_holes
     from shine_em.network import NetworkConfig, build
     from shine_em.patches import Normalisation
     from shine_em.training import PRESETS, TrainedState
@@ -154,7 +154,7 @@ def _denoisers(hole: int, device: str, precision: str) -> dict[str, Any]:
     for name, kind, holes in (
         ("paper, single hole", "paper", (single,)),
         ("lean, single hole", "lean", (single,)),
-        ("lean, ensemble", "lean", hole_set(single)),
+        ("lean, ensemble", "lean", averaged_holes(single)),
     ):
         channels = 64 if kind == "paper" else NetworkConfig.channels
         config = NetworkConfig(kind, channels=channels, paper_radius=hole // 2)
@@ -195,6 +195,8 @@ def time_inference(
         )  # fmt: skip
     for _ in range(repeats):
         for case, denoiser in zip(cases, denoisers.values(), strict=True):
+            # The pass before may have given memory back to the system: a warm-up for each.
+            denoiser.predict(window)
             begun = time.perf_counter()
             denoiser.predict(window)  # ends in the computer's memory: the device is done
             case["seconds"].append(time.perf_counter() - begun)

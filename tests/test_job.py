@@ -1,0 +1,158 @@
+"""The main job from Python: movies of every kind come out whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small import noisy, scene
+
+import shine_em as shine
+from shine_em.job import Event, Interrupted, Options, averaged_holes, parse_duration
+
+
+def denoised(movie: np.ndarray, **options: object) -> np.ndarray:
+    result = shine.denoise(movie, **{"steps": 6, **options})
+    out = np.asarray(result.movie.data)
+    assert out.shape == (movie.shape if movie.ndim == 3 else (1, *movie.shape))
+    assert out.dtype == np.float32
+    return out
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    n=st.integers(1, 6),
+    size=st.tuples(st.integers(16, 50), st.integers(16, 50)),
+    dtype=st.sampled_from(["u1", "u2", "i2", "u4", "f4", "f8"]),
+)
+def test_any_length_size_and_type(n: int, size: tuple[int, int], dtype: str) -> None:
+    out = denoised(noisy(n, *size, dose=10.0).astype(dtype))
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 959, 927), (3, 5, 300), (4, 16, 16), (1, 64, 64)])
+def test_odd_movies_work(shape: tuple[int, int, int]) -> None:
+    assert np.isfinite(denoised(noisy(*shape))).all()
+
+
+def test_broken_pixels_and_frames_do_not_spread() -> None:
+    raw = noisy(12, 40, 40).astype(np.float32)
+    raw[3, 5, 5], raw[7, 20, 20] = np.nan, np.inf
+    raw[9] = 0.0  # the beam was blanked
+    out = denoised(raw, steps=20)
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(out[9], 0.0)
+    assert float(out[8].min()) > 0.2 * float(raw[8].mean())
+
+
+def test_a_constant_movie_is_refused() -> None:
+    with pytest.raises(shine.ShineError, match=r"constant|blank|usable"):
+        shine.denoise(np.full((6, 32, 32), 7.0, np.float32), steps=2)
+
+
+def test_a_saturated_movie_works() -> None:
+    raw = np.minimum(noisy(6, 32, 32), 24).astype(np.uint8)
+    assert np.isfinite(denoised(raw)).all()
+
+
+def test_denoising_brings_the_movie_closer_to_the_truth_at_every_frame() -> None:
+    truth = scene(14, 64, 64)
+    raw = noisy(14, 64, 64)
+    out = denoised(raw, steps=120, seed=1)
+    before = ((raw - truth) ** 2).mean((1, 2))
+    after = ((out - truth) ** 2).mean((1, 2))
+    assert (after < 0.35 * before).all()
+
+
+def test_result_says_what_was_done() -> None:
+    seen: list[Event] = []
+    movie = shine.Movie.from_array(noisy(), pixel_size_nm=0.1, frame_time_s=2.0)
+    result = shine.denoise(movie, steps=6, hole=(1, 3), seed=5, progress=seen.append)
+    assert result.model.state.step == 6
+    assert result.model.hole == (1, 3)
+    assert result.model.holes == averaged_holes((1, 3)) == ((1, 3), (1, 1))
+    assert result.model.state.settings.holes == ((1, 3), (3, 5))
+    assert result.movie.pixel_size_nm == pytest.approx(0.1)
+    assert result.movie.frame_time_s == pytest.approx(2.0)
+    assert result.halves is not None
+    assert len(result.halves["raw"]) == len(result.halves["denoised"]) > 0
+    assert {e.stage for e in seen} >= {"training", "denoising"}
+    assert [e.done for e in seen if e.stage == "denoising"] == list(range(1, 13))
+    assert result.model.provenance["seed"] == 5
+
+
+def test_a_model_is_reused_as_it_is() -> None:
+    first = shine.denoise(noisy(), steps=6)
+    again = shine.denoise(noisy(), model=first.model)
+    np.testing.assert_array_equal(again.movie.data, first.movie.data)
+    assert again.model is first.model
+
+
+def test_interrupting_returns_the_model(tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "training" and event.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        shine.denoise(noisy(), steps=9, progress=stop)
+    assert caught.value.model.state.step == 4
+    path = caught.value.model.save(tmp_path / "m.safetensors")
+    assert shine.Model.load(path).state.step == 4
+
+
+def test_interrupting_while_denoising_keeps_the_model() -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "denoising":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        shine.denoise(noisy(), steps=5, progress=stop)
+    assert caught.value.model.state.step == 5
+
+
+def test_the_number_of_steps_is_fixed_early_and_kept() -> None:
+    seen: list[Event] = []
+    result = shine.denoise(noisy(8, 32, 32), time_budget="15s", progress=seen.append)
+    totals = [e.total for e in seen if e.stage == "training"]
+    planned = next(t for t in totals if t)
+    assert totals.index(planned) < 20
+    assert set(totals[totals.index(planned) :]) == {planned}
+    assert result.model.state.settings.steps == planned
+    assert result.model.state.step <= planned
+
+
+def test_durations() -> None:
+    assert parse_duration("90s") == 90
+    assert parse_duration("5min") == parse_duration("5m") == 300
+    assert parse_duration("1h30m") == 5400
+    assert parse_duration(12) == 12
+    for text in ("", "five", "5 parsecs", "-3s"):
+        with pytest.raises(shine.ShineError, match="5min"):
+            parse_duration(text)
+
+
+def test_impossible_options_are_refused() -> None:
+    for bad in (
+        {"preset": "x"}, {"time_budget": -1.0}, {"steps": 0}, {"frames": 2}, {"hole": (2, 2)},
+        {"hole": (17, 1)},
+    ):  # fmt: skip
+        with pytest.raises(shine.ShineError):
+            Options(**bad)
+
+
+def test_importing_the_package_loads_no_torch_and_shows_its_face() -> None:
+    code = (
+        "import sys, shine_em; heavy = {'torch', 'matplotlib', 'scipy', 'skimage', 'zarr'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "assert set(shine_em.__all__) <= set(dir(shine_em));"
+        "[getattr(shine_em, name) for name in shine_em.__all__]; print(shine_em.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError):
+        shine.no_such_thing  # noqa: B018
