@@ -82,7 +82,7 @@ def job(*, scene: str, output: str, budget: str, device: str) -> dict[str, Any]:
     import torch
 
     from shine_em import Options, Outputs, denoise_file, read
-    from shine_em.job import parse_duration
+    from shine_em.planning import parse_duration
 
     started = time.monotonic()
     begun: dict[str, float] = {}

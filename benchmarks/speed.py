@@ -141,9 +141,9 @@ def _denoisers(hole: int, device: str, precision: str) -> dict[str, Any]:
     from shine_em.checkpoint import Model
     from shine_em.compute import keep_freed_memory, pick_device, pick_precision
     from shine_em.denoising import Denoiser
-    from shine_em.job import averaged_holes
     from shine_em.network import NetworkConfig, build
     from shine_em.patches import Normalisation
+    from shine_em.planning import averaged_holes
     from shine_em.training import PRESETS, TrainedState
 
     keep_freed_memory()
@@ -221,7 +221,7 @@ def train_and_score(
     from shine_em import Options, read, train_model
     from shine_em.compute import peak_memory_bytes, pick_device, pick_precision
     from shine_em.denoising import Denoiser
-    from shine_em.job import parse_duration, prepare
+    from shine_em.planning import parse_duration, prepare
 
     movie, truth = read(Path(scene) / "noisy.tif"), read(Path(scene) / "truth.tif")
     options = Options(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from small import noisy, scene
 
 import shine_em as shine
-from shine_em.job import Event, Interrupted, Options, averaged_holes, parse_duration
+from shine_em.job import Interrupted
+from shine_em.planning import Event, Options, averaged_holes, parse_duration
 
 
 def denoised(movie: np.ndarray, **options: object) -> np.ndarray:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from .errors import ShineError
     from .files import Outputs, denoise_file
     from .io import open_writer, read, write
-    from .job import Interrupted, Options, Result, denoise, train_model
+    from .job import Interrupted, Result, denoise, train_model
     from .movie import Axis, Movie
     from .noise import NoiseStatistics, noise_statistics
+    from .planning import Options
     from .report import write_report
     from .video import write_side_by_side
 
@@ -34,7 +35,7 @@ _HOMES = {
     "read": "io",
     "write": "io",
     "Interrupted": "job",
-    "Options": "job",
+    "Options": "planning",
     "Result": "job",
     "denoise": "job",
     "train_model": "job",

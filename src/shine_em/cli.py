@@ -10,9 +10,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from .cli_options import (
+    HOW,
+    RESULTS,
+    Budget,
+    Crop,
+    Device,
+    Ensemble,
+    File,
+    Frames,
+    FrameTime,
+    HoleText,
+    Overwrite,
+    PixelSize,
+    Precision,
+    Preset,
+    Quiet,
+    Seed,
+    Signal,
+    Signed,
+    Steps,
+    WindowFrames,
+)
 from .errors import ShineError
 
 # A laptop also runs a browser: threads that sleep while they wait lose far less to it than
@@ -38,77 +60,6 @@ simulate_app = App(
 )
 app.command(simulate_app)
 
-_movie = Group("Movie", help="What to read, and how.", sort_key=1)
-_how = Group("Denoising", sort_key=2)
-_out = Group("Results", sort_key=3)
-
-File = Annotated[
-    Path, Parameter(help="Movie file, folder of frames, or a pattern in quotes ('run_*.tif').")
-]
-Signal = Annotated[
-    str | None,
-    Parameter("--signal", group=_movie, help="Detector or data set, where a file holds several."),
-]
-Signed = Annotated[
-    bool | None,
-    Parameter("--signed", group=_movie, help="Whether 8-bit MRC values are signed."),
-]
-Frames = Annotated[
-    str | None, Parameter("--frames", group=_movie, help="Take frames `a:b:step` (b not included).")
-]
-Crop = Annotated[
-    str | None, Parameter("--crop", group=_movie, help="Take rows and columns `y0:y1,x0:x1`.")
-]
-PixelSize = Annotated[
-    float | None, Parameter("--pixel-size", group=_movie, help="Pixel size in nm, if wrong.")
-]
-FrameTime = Annotated[
-    float | None, Parameter("--frame-time", group=_movie, help="Time per frame in s, if wrong.")
-]
-Budget = Annotated[
-    str | None,
-    Parameter(
-        "--time-budget",
-        group=_how,
-        help="Wall time of the whole job, as `60s` or `5min` (default: 4min).",
-    ),
-]
-Steps = Annotated[
-    int | None,
-    Parameter("--steps", group=_how, help="Train exactly so many steps (for exact repeats)."),
-]
-Preset = Annotated[
-    Literal["lean", "paper"],
-    Parameter(
-        "--preset", group=_how, help="`paper`: the published network and recipe (hours on a GPU)."
-    ),
-]
-HoleText = Annotated[
-    str | None,
-    Parameter(
-        "--hole", group=_how, help="Blind spot, rows x columns, as `3x3` (default: measured)."
-    ),
-]
-WindowFrames = Annotated[int, Parameter("--window", group=_how, help="Frames seen at a time, odd.")]
-Ensemble = Annotated[
-    bool,
-    Parameter("--ensemble", group=_how, help="Average over several sizes of the blind spot."),
-]
-Seed = Annotated[int, Parameter("--seed", group=_how, help="Seed of everything random.")]
-Device = Annotated[
-    str, Parameter("--device", group=_how, help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
-]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"],
-    Parameter("--precision", group=_how, help="`auto` takes the fastest that the device has."),
-]
-Overwrite = Annotated[
-    bool, Parameter("--overwrite", group=_out, negative="", help="Replace existing results.")
-]
-Quiet = Annotated[
-    bool, Parameter(["--quiet", "-q"], group=_out, negative="", help="Show only the results.")
-]
-
 
 @app.command(help_epilogue="Example: `shine denoise movie.dm4 --time-budget 5min -o results/`")
 def denoise(
@@ -119,25 +70,25 @@ def denoise(
         Path | None,
         Parameter(
             ["--output", "-o"],
-            group=_out,
+            group=RESULTS,
             help="Folder, or name of the movie; its suffix chooses the format: .tif .mrc .zarr "
             ".npy .hspy.",
         ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "same"],
-        Parameter("--dtype", group=_out, help="`same`: the input's type, rounded and clipped."),
+        Parameter("--dtype", group=RESULTS, help="`same`: the input's type, rounded and clipped."),
     ] = "float32",
     report: Annotated[
-        bool, Parameter("--report", group=_out, help="Write the HTML report.")
+        bool, Parameter("--report", group=RESULTS, help="Write the HTML report.")
     ] = True,
     mp4: Annotated[
         bool,
-        Parameter("--mp4", group=_out, negative="", help="Also write a side-by-side video."),
+        Parameter("--mp4", group=RESULTS, negative="", help="Also write a side-by-side video."),
     ] = False,
     keep_model: Annotated[
         bool,
-        Parameter("--keep-model", group=_out, negative="", help="Also write the trained model."),
+        Parameter("--keep-model", group=RESULTS, negative="", help="Also write the trained model."),
     ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -152,11 +103,11 @@ def denoise(
     precision: Precision = "auto",
     model: Annotated[
         Path | None,
-        Parameter("--model", group=_how, help="Use this trained model, do not train."),
+        Parameter("--model", group=HOW, help="Use this trained model, do not train."),
     ] = None,
     resume: Annotated[
         Path | None,
-        Parameter("--resume", group=_how, help="Go on training this interrupted model."),
+        Parameter("--resume", group=HOW, help="Go on training this interrupted model."),
     ] = None,
     signal: Signal = None,
     signed: Signed = None,
@@ -214,7 +165,7 @@ def train(
     *,
     output: Annotated[
         Path | None,
-        Parameter(["--output", "-o"], group=_out, help="Model file (.safetensors)."),
+        Parameter(["--output", "-o"], group=RESULTS, help="Model file (.safetensors)."),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -229,7 +180,7 @@ def train(
     precision: Precision = "auto",
     resume: Annotated[
         Path | None,
-        Parameter("--resume", group=_how, help="Go on training this interrupted model."),
+        Parameter("--resume", group=HOW, help="Go on training this interrupted model."),
     ] = None,
     signal: Signal = None,
     signed: Signed = None,
@@ -283,10 +234,11 @@ def noise(
     /,
     *,
     figure: Annotated[
-        Path | None, Parameter("--figure", group=_out, help="Write the picture (.png, .svg, .pdf).")
+        Path | None,
+        Parameter("--figure", group=RESULTS, help="Write the picture (.png, .svg, .pdf)."),
     ] = None,
     as_json: Annotated[
-        Path | None, Parameter("--json", group=_out, help="Write the numbers as JSON.")
+        Path | None, Parameter("--json", group=RESULTS, help="Write the numbers as JSON.")
     ] = None,
     overwrite: Overwrite = False,
     signal: Signal = None,
@@ -404,7 +356,7 @@ def demo(
     """Simulate a movie, denoise it, and compare with the truth. Results are replaced."""
     from .demo import run_demo
     from .display import Display
-    from .job import parse_duration
+    from .planning import parse_duration
 
     with Display(console) as display:
         shown = run_demo(
@@ -420,7 +372,7 @@ class _Stopped(Exception):
 
 
 def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
-    from .job import Options, parse_duration
+    from .planning import Options, parse_duration
 
     return Options(
         time_budget=None if time_budget is None else parse_duration(time_budget),

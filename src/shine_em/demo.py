@@ -11,8 +11,8 @@ import numpy as np
 
 from .files import Outputs, denoise_file
 from .io import read
-from .job import Event, Options
 from .metrics import psnr, ssim
+from .planning import Event, Options
 from .simulate import au_growth, save
 
 __all__ = ["Demo", "run_demo"]

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from .job import Event
+    from .planning import Event
 
 __all__ = ["Display", "clock_time"]
 
@@ -112,7 +112,7 @@ class _Counter:
         self.begun = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        from .job import Event
+        from .planning import Event
 
         pace = (time.monotonic() - self.begun) / max(1, done)
         self.display(Event(self.stage, done, total, seconds_left=pace * (total - done)))

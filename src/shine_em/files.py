@@ -14,8 +14,9 @@ import numpy as np
 from .checkpoint import Model, input_hash, versions
 from .errors import ShineError
 from .io import describe, open_writer, read
-from .job import Event, Interrupted, Options, Result, history, run
+from .job import Interrupted, Result, history, run
 from .movie import Movie
+from .planning import Event, Options
 from .report import ReportData, write_report
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "open_movie", "report_data"]

@@ -335,8 +335,8 @@ class LeanNetwork(_Network):
         self.mix = nn.Conv2d(width, width, 1)
         self.last = nn.Conv2d(width, 1, 1)
         # The movie's mean is a better first guess than a random picture.
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for p in self.last.parameters():
+            nn.init.zeros_(p)
 
     def _open_reach(self) -> int:
         return _OpenBranch.reach

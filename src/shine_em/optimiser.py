@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Muon", "orthogonalised"]
+__all__ = ["Muon", "dump_state", "load_state", "optimisers", "orthogonalised"]
 
 # Quintic Newton–Schulz iteration of the reference above: drives all singular values to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -90,3 +90,66 @@ class Muon(torch.optim.Optimizer):
         for p, direction in zip(params, directions, strict=True):
             rows, columns = direction.shape
             p.sub_(direction.view(p.shape), alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+# How much faster than Adam's parameters Muon's kernels move.
+_KERNEL_RATIO = 7.0
+
+
+def optimisers(
+    kind: str, named: dict[str, torch.nn.Parameter], rate: float
+) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a network; each group's ``ratio`` multiplies the common rate.
+
+    Parameters
+    ----------
+    kind
+        "muon" (Adam for what is no kernel), "adam" or "radam".
+    named
+        The network's parameters by name.
+    rate
+        Peak learning rate.
+    """
+    if kind != "muon":
+        one = torch.optim.RAdam if kind == "radam" else torch.optim.Adam
+        return [one([{"params": list(named.values()), "ratio": 1.0}], lr=rate)]
+
+    def is_kernel(name: str, p: Tensor) -> bool:
+        # The gradients of a stem's changes come and go, which momentum does not suit.
+        return p.ndim > 1 and min(p.shape[:2]) > 1 and not name.endswith("changes")
+
+    kernels = [p for name, p in named.items() if is_kernel(name, p)]
+    others = [p for name, p in named.items() if not is_kernel(name, p)]
+    return [
+        Muon([{"params": kernels, "ratio": _KERNEL_RATIO}], lr=rate),
+        torch.optim.Adam([{"params": others, "ratio": 1.0}], lr=rate, fused=True),
+    ]
+
+
+def dump_state(
+    several: list[torch.optim.Optimizer], named: dict[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    """Flatten the optimisers' state to named tensors."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        for optimiser in several
+        for name, p in named.items()
+        for key, value in optimiser.state.get(p, {}).items()
+    }
+
+
+def load_state(
+    several: list[torch.optim.Optimizer],
+    named: dict[str, torch.nn.Parameter],
+    flat: dict[str, Tensor],
+) -> None:
+    """Undo `dump_state`."""
+    owner = {id(p): o for o in several for group in o.param_groups for p in group["params"]}
+    for path, value in flat.items():
+        name, key = path.rsplit("/", 1)
+        optimiser, p = owner[id(named[name])], named[name].detach()
+        if value.ndim:  # in the parameter's memory layout: fused kernels read both side by side
+            kept = torch.empty_like(p).copy_(value)
+        else:  # a step count; fused kernels want it beside the parameter
+            kept = value.to(p.device if optimiser.defaults.get("fused") else "cpu", copy=True)
+        optimiser.state[named[name]][key] = kept

@@ -31,7 +31,7 @@ _TEXT = "#010203"  # stands for the page's text colour until the SVG is finished
 _SIZE = (5.2, 2.7)  # inches; scaled to the page's column, so that text comes out alike
 _NARROW = (3.9, 2.7)
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "shine",
     "font.size": 9,

@@ -24,7 +24,9 @@ from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
 from .network import Hole, NetworkConfig, build
-from .optimiser import Muon
+from .optimiser import dump_state, load_state
+from .optimiser import optimisers as make_optimisers
+from .pacing import Interrupts, Planner, learning_rate
 from .patches import Batch, Normalisation, PatchPool, Timeline
 
 __all__ = ["PRESETS", "Progress", "TrainedState", "TrainingSettings", "train"]
@@ -277,20 +279,20 @@ class _Trainer:
             network.load_state_dict(resume.current)
         network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
         named = dict(network.named_parameters())
-        optimisers = _optimisers(settings, named)
+        optimisers = make_optimisers(settings.optimiser, named, settings.learning_rate)
         state = TrainedState(self.config, settings, best=_copy(named))
         if resume is not None:  # the state handed in stays as it is
             state = replace(
                 resume, train_loss=[*resume.train_loss], recent=[*resume.recent],
                 validation_loss=[*resume.validation_loss],
             )  # fmt: skip
-            _load_optimisers(optimisers, named, state.optimiser)
+            load_state(optimisers, named, state.optimiser)
         before = state.seconds
         kept = state.average or _copy(named)
         average = {k: kept[k].to(self.device).clone() for k in named}  # in the order of `named`
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         steps = settings.steps or self._steps_from_epochs(seconds)
-        planner = _Planner(seconds, started, first=state.step)
+        planner = Planner(seconds, started, first=state.step)
         broken = 0
 
         def keep(step: int, stopped: str) -> TrainedState:
@@ -299,18 +301,20 @@ class _Trainer:
             state.step, state.stopped = step, stopped
             state.seconds = before + time.monotonic() - started
             state.current, state.average = _copy(named), _copy(average)
-            state.optimiser = _dump_optimisers(optimisers, named)
+            state.optimiser = dump_state(optimisers, named)
             return state
 
         step = state.step
-        with ThreadPoolExecutor(1, thread_name_prefix="patches") as loader:
+        with Interrupts() as interrupts, ThreadPoolExecutor(1, "patches") as loader:
             coming = loader.submit(self._batch, step)
             try:
                 while steps is None or step < steps:
                     batch = coming.result()
                     coming = loader.submit(self._batch, step + 1)
                     # Until the speed is known, the rate warms up as in a run of 1000 steps.
-                    rate = _rate(settings, step, steps or 1000)
+                    rate = learning_rate(
+                        settings.learning_rate, step, steps or 1000, warmup=settings.warmup
+                    )
                     for optimiser in optimisers:
                         for group in optimiser.param_groups:
                             group["lr"] = rate * group["ratio"]
@@ -341,6 +345,8 @@ class _Trainer:
                         progress(
                             Progress(step, steps or 0, loss, validation, planner.left(step, steps))
                         )
+                    if interrupts.asked:
+                        return keep(step, "interrupted")
                     if planner.out_of_time():
                         return keep(step, "time used up")
             except KeyboardInterrupt:
@@ -416,72 +422,6 @@ class _Trainer:
         return loss
 
 
-class _Planner:
-    """Turns seconds into steps, once, from the speed of the first steps."""
-
-    warm, least, most = 3, 4, 14  # steps not counted, and counted
-
-    def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
-        self.seconds, self.started, self.first = seconds, started, first
-        self.marks: list[float] = []
-
-    def steps(self, step: int) -> int | None:
-        """Return the number of steps that fit, or None while the speed is being measured."""
-        now = time.monotonic()
-        self.marks.append(now)
-        counted = len(self.marks) - 1 - self.warm
-        if self.seconds is None or counted < self.least:
-            return None
-        spent = now - self.started
-        if counted < self.most and spent < 0.1 * self.seconds:
-            return None
-        pace = float(np.mean(np.diff(self.marks[self.warm :])))
-        # 8 % is kept for validation and for a machine that slows down.
-        return step + max(0, int(0.92 * (self.seconds - spent) / pace))
-
-    def left(self, step: int, steps: int | None) -> float:
-        spent = time.monotonic() - self.started
-        if not steps:
-            return (self.seconds or 0.0) - spent
-        pace = spent / max(1, step - self.first)
-        return max(0.0, pace * (steps - step))
-
-    def out_of_time(self) -> bool:
-        return self.seconds is not None and time.monotonic() - self.started > self.seconds
-
-
-def _rate(settings: TrainingSettings, step: int, steps: int) -> float:
-    warm = max(1.0, settings.warmup * steps)
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1.0, steps - warm)
-    return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-# How much faster than Adam's parameters Muon's kernels move.
-_KERNEL_RATIO = 7.0
-
-
-def _optimisers(
-    settings: TrainingSettings, named: dict[str, torch.nn.Parameter]
-) -> list[torch.optim.Optimizer]:
-    rate = settings.learning_rate
-    if settings.optimiser != "muon":
-        kind = torch.optim.RAdam if settings.optimiser == "radam" else torch.optim.Adam
-        return [kind([{"params": list(named.values()), "ratio": 1.0}], lr=rate)]
-
-    def is_kernel(name: str, p: Tensor) -> bool:
-        # The gradients of a stem's changes come and go, which momentum does not suit.
-        return p.ndim > 1 and min(p.shape[:2]) > 1 and not name.endswith("changes")
-
-    kernels = [p for name, p in named.items() if is_kernel(name, p)]
-    others = [p for name, p in named.items() if not is_kernel(name, p)]
-    return [
-        Muon([{"params": kernels, "ratio": _KERNEL_RATIO}], lr=rate),
-        torch.optim.Adam([{"params": others, "ratio": 1.0}], lr=rate, fused=True),
-    ]
-
-
 def _update_average(
     average: dict[str, Tensor],
     named: dict[str, torch.nn.Parameter],
@@ -499,32 +439,3 @@ def _update_average(
 
 def _copy(tensors: Any) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-
-
-def _dump_optimisers(
-    optimisers: list[torch.optim.Optimizer], named: dict[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
-    """Flatten the optimisers' state to named tensors."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-        for optimiser in optimisers
-        for name, p in named.items()
-        for key, value in optimiser.state.get(p, {}).items()
-    }
-
-
-def _load_optimisers(
-    optimisers: list[torch.optim.Optimizer],
-    named: dict[str, torch.nn.Parameter],
-    flat: dict[str, Tensor],
-) -> None:
-    """Undo `_dump_optimisers`."""
-    owner = {id(p): o for o in optimisers for group in o.param_groups for p in group["params"]}
-    for path, value in flat.items():
-        name, key = path.rsplit("/", 1)
-        optimiser, p = owner[id(named[name])], named[name].detach()
-        if value.ndim:  # in the parameter's memory layout: fused kernels read both side by side
-            kept = torch.empty_like(p).copy_(value)
-        else:  # a step count; fused kernels want it beside the parameter
-            kept = value.to(p.device if optimiser.defaults.get("fused") else "cpu", copy=True)
-        optimiser.state[named[name]][key] = kept

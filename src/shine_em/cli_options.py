@@ -1,0 +1,79 @@
+"""The options that several commands share: each is described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+MOVIE = Group("Movie", help="What to read, and how.", sort_key=1)
+HOW = Group("Denoising", sort_key=2)
+RESULTS = Group("Results", sort_key=3)
+
+File = Annotated[
+    Path, Parameter(help="Movie file, folder of frames, or a pattern in quotes ('run_*.tif').")
+]
+Signal = Annotated[
+    str | None,
+    Parameter("--signal", group=MOVIE, help="Detector or data set, where a file holds several."),
+]
+Signed = Annotated[
+    bool | None,
+    Parameter("--signed", group=MOVIE, help="Whether 8-bit MRC values are signed."),
+]
+Frames = Annotated[
+    str | None, Parameter("--frames", group=MOVIE, help="Take frames `a:b:step` (b not included).")
+]
+Crop = Annotated[
+    str | None, Parameter("--crop", group=MOVIE, help="Take rows and columns `y0:y1,x0:x1`.")
+]
+PixelSize = Annotated[
+    float | None, Parameter("--pixel-size", group=MOVIE, help="Pixel size in nm, if wrong.")
+]
+FrameTime = Annotated[
+    float | None, Parameter("--frame-time", group=MOVIE, help="Time per frame in s, if wrong.")
+]
+Budget = Annotated[
+    str | None,
+    Parameter(
+        "--time-budget",
+        group=HOW,
+        help="Wall time of the whole job, as `60s` or `5min` (default: 4min).",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    Parameter("--steps", group=HOW, help="Train exactly so many steps (for exact repeats)."),
+]
+Preset = Annotated[
+    Literal["lean", "paper"],
+    Parameter(
+        "--preset", group=HOW, help="`paper`: the published network and recipe (hours on a GPU)."
+    ),
+]
+HoleText = Annotated[
+    str | None,
+    Parameter(
+        "--hole", group=HOW, help="Blind spot, rows x columns, as `3x3` (default: measured)."
+    ),
+]
+WindowFrames = Annotated[int, Parameter("--window", group=HOW, help="Frames seen at a time, odd.")]
+Ensemble = Annotated[
+    bool,
+    Parameter("--ensemble", group=HOW, help="Average over several sizes of the blind spot."),
+]
+Seed = Annotated[int, Parameter("--seed", group=HOW, help="Seed of everything random.")]
+Device = Annotated[
+    str, Parameter("--device", group=HOW, help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    Parameter("--precision", group=HOW, help="`auto` takes the fastest that the device has."),
+]
+Overwrite = Annotated[
+    bool, Parameter("--overwrite", group=RESULTS, negative="", help="Replace existing results.")
+]
+Quiet = Annotated[
+    bool, Parameter(["--quiet", "-q"], group=RESULTS, negative="", help="Show only the results.")
+]

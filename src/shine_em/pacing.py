@@ -1,0 +1,90 @@
+"""The pace of training: how many steps fit, how fast to learn, when to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from typing import Self
+
+import numpy as np
+
+__all__ = ["Interrupts", "Planner", "learning_rate"]
+
+
+class Interrupts:
+    """Lets a step end before Ctrl-C takes effect, so that a resumed run repeats no half step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        self.before = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Planner:
+    """Turns seconds into steps, once, from the speed of the first steps.
+
+    Parameters
+    ----------
+    seconds
+        Wall time that training may take, or None.
+    started
+        `time.monotonic` when it began.
+    first
+        Step that it began with.
+    """
+
+    warm, least, most = 3, 4, 14  # steps not counted, and counted
+
+    def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
+        self.seconds, self.started, self.first = seconds, started, first
+        self.marks: list[float] = []
+
+    def steps(self, step: int) -> int | None:
+        """Return the number of steps that fit, or None while the speed is being measured."""
+        now = time.monotonic()
+        self.marks.append(now)
+        counted = len(self.marks) - 1 - self.warm
+        if self.seconds is None or counted < self.least:
+            return None
+        spent = now - self.started
+        if counted < self.most and spent < 0.1 * self.seconds:
+            return None
+        pace = float(np.mean(np.diff(self.marks[self.warm :])))
+        # 8 % is kept for validation and for a machine that slows down.
+        return step + max(0, int(0.92 * (self.seconds - spent) / pace))
+
+    def left(self, step: int, steps: int | None) -> float:
+        """Return the seconds that training will still take."""
+        spent = time.monotonic() - self.started
+        if not steps:
+            return (self.seconds or 0.0) - spent
+        pace = spent / max(1, step - self.first)
+        return max(0.0, pace * (steps - step))
+
+    def out_of_time(self) -> bool:
+        """Return whether the time given is used up."""
+        return self.seconds is not None and time.monotonic() - self.started > self.seconds
+
+
+def learning_rate(peak: float, step: int, steps: int, *, warmup: float) -> float:
+    """Return the rate of a step: linear warm-up over a fraction of the steps, then cosine to 0."""
+    warm = max(1.0, warmup * steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    done = (step - warm) / max(1.0, steps - warm)
+    return 0.5 * peak * (1 + math.cos(math.pi * min(1.0, done)))
