@@ -57,7 +57,7 @@ class Outputs:
             folder / name,
             folder / f"{stem}_report.html" if report else None,
             folder / f"{stem}_model.safetensors" if model else None,
-            folder / f"{stem}_movie.mp4" if video else None,
+            folder / f"{stem}_side_by_side.mp4" if video else None,
         )
 
     def all(self) -> list[Path]:
@@ -137,7 +137,10 @@ def denoise_file(
     began = datetime.now(UTC)
     # The history is written first, before it is known how many steps will fit.
     like = replace(movie, history=(*movie.history, _planned(options, model or resume)))
-    writing_s = movie.shape[0] * movie.shape[1] * movie.shape[2] * 4 / 200e6
+    pixels = float(np.prod(movie.shape, dtype=float))
+    writing_s = pixels * 4 / 200e6  # bytes, at a slow disk's speed
+    if outputs.video is not None:
+        writing_s += pixels / 20e6
     with open_writer(outputs.movie, like, dtype=dtype, overwrite=overwrite) as writer:
 
         def sink(_t: int, frame: np.ndarray) -> None:
