@@ -14,6 +14,9 @@ from .movie import Movie
 
 __all__ = ["Batch", "Normalisation", "PatchPool", "Timeline", "Window"]
 
+# A neighbour this far away in time is none any more; it also bounds the search among blanks.
+_FURTHEST = 64
+
 Window = tuple[int | None, ...]  # frame numbers; None where no frame may stand
 
 
@@ -168,7 +171,7 @@ class Timeline:
         """Return up to ``most`` distinct, usable frames of the scene, nearest first."""
         seen = {int(self.identity[t])}
         found: list[int] = []
-        for distance in range(1, self.n):
+        for distance in range(1, min(self.n, _FURTHEST)):
             inside = False
             for c in (t + distance, t - distance):
                 if not 0 <= c < self.n or self.segment[c] != self.segment[t]:
