@@ -84,12 +84,12 @@ def clean_camera():
 @pytest.mark.parametrize(
     "scene",
     [
-        lambda dose, seed: np.full((T, N, N), dose),
-        lambda dose, seed: particles(seed, dose=dose),
-        lambda dose, seed: particles(seed, dose=dose, radius=2, contrast=6, k=6, step=0.5),
-        lambda dose, seed: particles(seed, dose=dose, radius=8, k=6, step=15),
-        lambda dose, seed: lattice(dose=dose),
-        lambda dose, seed: lattice(dose=dose, turn=0, sigma=0.8),
+        lambda dose, seed: np.full((24, N, N), dose),
+        lambda dose, seed: particles(seed, t=24, dose=dose),
+        lambda dose, seed: particles(seed, t=24, dose=dose, radius=2, contrast=6, k=6, step=0.5),
+        lambda dose, seed: particles(seed, t=24, dose=dose, radius=8, k=6, step=15),
+        lambda dose, seed: lattice(t=24, dose=dose),
+        lambda dose, seed: lattice(t=24, dose=dose, turn=0, sigma=0.8),
         lambda dose, seed: particles(seed, dose=dose, t=3)[:, :97, :63],
     ],
     ids=["noise", "brownian", "bright", "fast", "turning-lattice", "static-lattice", "short"],
@@ -261,6 +261,12 @@ def test_hot_pixels_of_sparse_and_of_short_movies():
     assert check(short).bad_pixels[y, x].all()
     single = check(short[:1])
     assert not single.bad_pixels.any()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_atoms_hardly_wider_than_a_pixel_are_not_hot(seed):
+    movie = counts(lattice(dose=0.6, sigma=0.65, turn=0), seed)
+    assert not check(movie).bad_pixels.any()
 
 
 def test_dead_and_stuck_pixels(clean, clean_camera):

@@ -133,21 +133,29 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
     floor = 0.5 * np.sqrt(theirs)
     height = excess[:, 12]
     for mask, sign in ((hot, +1), (dead, -1)):
-        beside = np.sort(sign * excess[:, _BESIDE], axis=1)[:, -2]
         size = sign * height
         least = floor
         if dark is not None and sign < 0:
             least = np.maximum(0.5 * (background - dark), 0.0)
-        found = (size > z_least * sigma) & (size > 0.6 * z_least * own_sigma)
-        found &= (size > least) & (size > 0) & (beside < 0.25 * size)
+        clear = (size > z_least * sigma) & (size > 0.6 * z_least * own_sigma)
+        clear &= (size > least) & (size > 0)
         if dark is not None:
             # Counts have skewed tails: compare square roots of the electrons summed over time.
             gain = max(float(pixels.variance.mean() / (pixels.mean.mean() - dark)), 1e-12)
             expected = np.maximum(background + around.mean(1) - dark, 0) * n / gain
             events = np.maximum(mean[:, 12] - dark, 0) * n / gain
             root = 2 * np.abs(np.sqrt(events + 0.375) - np.sqrt(expected + 0.375))
-            found &= root > 0.8 * z_least
-        mask[y[found], x[found]] = True
+            clear &= root > 0.8 * z_least
+        # The blur of a sharp atom reaches all four sides; three are asked, for bad pairs.
+        beside = np.sort(sign * excess[:, _BESIDE], axis=1)
+        sides = np.sort(sign * excess[:, _SIDES], axis=1)[:, :3].mean(axis=1)
+        alone = clear & (beside[:, -2] < 0.25 * size) & (sides < 0.1 * size)
+        # Among many blurred peaks of a picture, noise makes some look alone.
+        peak = (size > 0.5 * z_least * sigma) & (size > least) & (size > beside[:, -1])
+        blurred = peak & ~alone
+        if blurred.sum() > 3 * alone.sum():
+            alone &= size > 1.3 * np.quantile(size[blurred], 0.99)
+        mask[y[alone], x[alone]] = True
     if hot.mean() > 0.01:  # one pixel in a hundred is a picture, not a defect
         hot[:] = False
     if dead.mean() > 0.01:
@@ -159,6 +167,7 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
 
 _OFFSETS = np.array([(a, b) for a in range(-2, 3) for b in range(-2, 3)])
 _RING = np.flatnonzero(np.abs(_OFFSETS).max(1) == 2)
+_SIDES = np.flatnonzero(np.abs(_OFFSETS).sum(1) == 1)
 _BESIDE = np.flatnonzero(np.abs(_OFFSETS).max(1) == 1)
 
 
