@@ -91,7 +91,7 @@ def movie_of(kernel: str, kind: str, *, frames: int, size: int, seed: int = 0) -
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["Brownian particles", "rotating lattice", "drifting atoms"])
 def test_hole_covers_the_noise_correlation_whatever_moves(kernel: str, kind: str) -> None:
-    stats = noise_statistics(movie_of(kernel, kind, frames=20, size=128))
+    stats = noise_statistics(movie_of(kernel, kind, frames=14, size=128))
     assert stats.hole == KERNELS[kernel][1]
     assert stats.blinded_lags == ()
     assert not stats.fixed_pattern

@@ -63,8 +63,8 @@ def fit_mean_variance(
         empty = np.zeros(0)
         return MeanVariance(np.nan, np.nan, np.nan, empty, empty, False)
     # At edges that move, the picture changes as well: only blocks as flat as noise allows count.
-    noise_of_mean = np.sqrt(np.maximum(blocks[:, 1], 0) / (freedom * averaged))
-    flat = blocks[blocks[:, 2] <= 3 * noise_of_mean + 1e-12]
+    noise_of_mean = float(np.sqrt(np.median(blocks[:, 1]) / (freedom * averaged)))
+    flat = blocks[blocks[:, 2] <= 4 * noise_of_mean]
     groups = _grouped(flat)
     if len(groups) < 3 or np.ptp(flat[:, 0]) < 0.3 * np.ptp(blocks[:, 0]):
         groups = _grouped(blocks)
@@ -106,7 +106,8 @@ def _grouped(blocks: np.ndarray) -> list[np.ndarray]:
     """Return bins of equal width in the mean: bright particles are few, but fix the slope."""
     if len(blocks) < 96:
         return []
-    edges = np.linspace(*np.quantile(blocks[:, 0], [0.002, 0.998]), 25)
+    low, high = np.quantile(blocks[:, 0], [0.002, 0.998])
+    edges = np.linspace(float(low), float(high), 25)
     which = np.digitize(blocks[:, 0], edges)
     return [group for i in range(1, 25) if len(group := blocks[which == i]) >= 32]
 

@@ -16,7 +16,7 @@ from .movie import Movie
 
 __all__ = ["HANN_OVERLAP", "LEVEL_FRAMES", "Spectra", "measure_spectra", "plane_weights"]
 
-_BLOCK = 8  # pixels: side of the blocks of the mean-variance curve
+_BLOCK = 4  # pixels: side of the blocks of the mean-variance curve
 #: Frames behind the mean of a block.
 LEVEL_FRAMES = 6
 _MOST_TILES = 11  # per axis: bounds time and memory for frames of any size
@@ -276,7 +276,8 @@ class _Blocks:
         self, tiles: np.ndarray, pixels: dict[int, np.ndarray], index: int, offset: np.ndarray
     ) -> None:
         self.levels[index] = self._blockwise(tiles) + offset
-        if index - 1 not in pixels:
+        # overlapping triples of frames say the same again
+        if index - 1 not in pixels or index - 1 in self.variances:
             return
         change, order = tiles - pixels[index - 1], 1
         if index - 2 in pixels:
