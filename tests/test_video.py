@@ -64,9 +64,9 @@ def test_scale_bar_is_as_long_as_it_says(tmp_path) -> None:
     frames, _ = decode(write_side_by_side(tmp_path / "a.mp4", raw, raw))
     bare, _ = decode(write_side_by_side(tmp_path / "b.mp4", raw, raw, scale_bar=False))
     margin = 10
-    row = frames[0, 400 - margin - 2, :400] > 200
+    row = frames[0, 400 - margin - 5, :400] > 200
     assert row.sum() == pytest.approx(100, abs=2)  # 10 nm
-    assert not (bare[0, 400 - margin - 2, :400] > 200).any()
+    assert not (bare[0, 400 - margin - 5, :400] > 200).any()
 
 
 @pytest.mark.parametrize("shape", [(2, 33, 47), (3, 1, 5), (1, 700, 1301), (2, 2100, 300)])

@@ -153,5 +153,7 @@
 
   // Small frames are shown larger, whole steps at a time, so that pixels stay square.
   canvas.style.width = `${width * Math.max(1, Math.floor(640 / Math.max(width, height)))}px`;
+  // The controls stay in sight below it.
+  canvas.style.maxWidth = `min(100%, ${Math.round((66 * width) / height)}vh)`;
   show();
 })();

@@ -178,17 +178,19 @@ class _Layout:
         draw = ImageDraw.Draw(image)
         text = _font(max(12, min(28, width // 20)))
         margin = max(6, width // 40)
-        _write(draw, (margin, margin), "raw", text, "la")
-        _write(draw, (start + margin, margin), "denoised", text, "la")
-        _write(draw, (width - margin, margin), self._time(t), text, "ra")
+        _write(image, draw, (margin, margin), "raw", text, "la")
+        _write(image, draw, (start + margin, margin), "denoised", text, "la")
+        _write(image, draw, (width - margin, margin), self._time(t), text, "ra")
         if self._bar:
             length = self._bar.length_px * self._per_pixel
             thick = max(2, height // 110)
-            bottom = height - margin
-            box = (margin, bottom - thick, margin + round(length) - 1, bottom)
-            draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], fill=0)
+            bottom = height - margin - 4
+            box = (margin + 4, bottom - thick, margin + 3 + round(length), bottom)
+            at = (box[0], box[1] - 4)
+            words = draw.textbbox(at, self._bar.label, font=text, anchor="ld")
+            _darken(image, (box[0], words[1], max(box[2], words[2]), box[3]))
             draw.rectangle(box, fill=255)
-            _write(draw, (margin, bottom - thick - 4), self._bar.label, text, "ld")
+            draw.text(at, self._bar.label, fill=255, font=text, anchor="ld")
         return np.asarray(image)
 
     def _time(self, t: int) -> str:
@@ -217,5 +219,16 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _write(draw: Any, at: tuple[int, int], words: str, font: Any, anchor: str) -> None:
-    draw.text(at, words, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+def _write(image: Any, draw: Any, at: tuple[int, int], words: str, font: Any, anchor: str) -> None:
+    _darken(image, draw.textbbox(at, words, font=font, anchor=anchor))
+    draw.text(at, words, fill=255, font=font, anchor=anchor)
+
+
+def _darken(image: Any, box: tuple[float, float, float, float], *, rim: int = 4) -> None:
+    """Darken a box and a rim around it, so that white can be read on it over any picture."""
+    area = (
+        max(0, int(box[0]) - rim), max(0, int(box[1]) - rim),
+        min(image.width, int(box[2]) + rim + 1), min(image.height, int(box[3]) + rim + 1),
+    )  # fmt: skip
+    if area[2] > area[0] and area[3] > area[1]:
+        image.paste(image.crop(area).point(lambda value: value * 0.3), area)
