@@ -71,10 +71,10 @@ def model(
     torch.manual_seed(seed)
     network = build(config)
     with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name.endswith("bias"):
+        for p in network.parameters():
+            if not p.count_nonzero():  # biases, and what training starts from zero
                 p.normal_(std=0.1)
-        # Of the size that a trained network's output has.
+        # An output of the size that a trained network's has.
         *_, last = (m for m in network.modules() if getattr(m, "out_channels", 0) == 1)
         last.weight /= network(torch.randn(1, frames, 32, 32), holes).std()
     weights = {k: v.detach().clone() for k, v in network.state_dict().items()}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small import model as random_model
 from small import noisy, scene
 
 import shine_em as shine
@@ -19,15 +24,39 @@ import shine_em as shine
 QUICK = ("--steps", "12")
 
 
-def shine_command(
-    *arguments: str | Path, folder: Path, timeout: float = 180
-) -> subprocess.CompletedProcess[str]:
-    """Run ``shine`` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "shine_em.cli", *map(str, arguments)],
-        cwd=folder, capture_output=True, text=True, timeout=timeout, check=False,
+@functools.cache
+def server() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("shine_server.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_server() -> Iterator[None]:
+    yield
+    server().communicate()
+    server.cache_clear()
+
+
+def shine_command(
+    *arguments: str | Path, folder: Path, timeout: int = 600, largest_file: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run ``shine`` in a process of its own, which need not load PyTorch anew."""
+    process = server()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with tempfile.TemporaryDirectory() as words:
+        out, err = Path(words, "out"), Path(words, "err")
+        command = {
+            "arguments": [str(a) for a in arguments], "folder": str(folder), "stdout": str(out),
+            "stderr": str(err), "timeout": timeout, "largest_file": largest_file,
+        }  # fmt: skip
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+        code = int(process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 def made(folder: Path) -> set[str]:
@@ -122,32 +151,48 @@ def test_the_same_seed_and_steps_give_the_same_movie(movie: Path) -> None:
     np.testing.assert_array_equal(a, b)
 
 
-def test_ctrl_c_keeps_the_model_and_resuming_equals_not_stopping(movie: Path) -> None:
-    folder = movie.parent
-    steps = ("--steps", "400", "--no-report")
+def stopped(movie: Path, sign: signal.Signals, *options: str, after: float) -> str:
+    """Run ``shine denoise`` until it trains, stop it, and return what it says."""
+    program = Path(sys.executable).with_name("shine")
     process = subprocess.Popen(
-        [sys.executable, "-m", "shine_em.cli", "denoise", str(movie), *steps],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [str(program), "denoise", movie.name, *options],
+        cwd=movie.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("training"):
             break
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=120)
+    time.sleep(after)
+    process.send_signal(sign)
+    _, words = process.communicate(timeout=300)
     assert process.returncode == 130, words
     assert "Traceback" not in words
-    assert "--resume" in words
-    assert made(folder) == {"movie.tif", "movie_model.safetensors"}
-    done = shine_command(
-        "denoise", movie, "--resume", "movie_model.safetensors", "--no-report", "-o", "a.npy",
-        folder=folder,
-    )  # fmt: skip
+    return words
+
+
+def test_ctrl_c_keeps_the_model_and_resuming_equals_not_stopping(movie: Path) -> None:
+    folder = movie.parent
+    how = ("--frames", "1:11", "--no-report", "-o", "a.npy")
+    words = stopped(movie, signal.SIGINT, "--steps", "240", *how, after=0.4)
+    assert made(folder) == {"movie.tif", "a_model.safetensors"}
+    assert 0 < shine.Model.load(folder / "a_model.safetensors").state.step < 240
+    # It says how to go on; the interrupted model is of that movie alone.
+    (command,) = [line for line in words.splitlines() if "--resume" in line]
+    program, *arguments = shlex.split(command.partition(":")[2])
+    assert program == "shine"
+    other = [a if a != "1:11" else "0:10" for a in arguments]
+    refused(shine_command(*other, folder=folder), "other pixels")
+    done = shine_command(*arguments, folder=folder)
     assert done.returncode == 0, done.stderr
-    done = shine_command("denoise", movie, *steps, "-o", "b.npy", folder=folder)
+    done = shine_command("denoise", movie, "--steps", "240", *how[:-1], "b.npy", folder=folder)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(folder / "a.npy"), np.load(folder / "b.npy"))
+
+
+def test_a_job_that_a_cluster_ends_keeps_its_model_as_well(movie: Path) -> None:
+    words = stopped(movie, signal.SIGTERM, "--steps", "100000", after=0.0)
+    assert "--resume" in words
+    assert made(movie.parent) == {"movie.tif", "movie_model.safetensors"}
 
 
 def test_a_budget_that_cannot_hold_the_movie_is_refused_before_training(tmp_path: Path) -> None:
@@ -232,12 +277,129 @@ def test_help_has_an_example(command: str, tmp_path: Path) -> None:
         (("--output", "x.jpg"), ".jpg"),
         (("--colour",), "colour"),
         (("--preset", "magic"), "magic"),
+        (("--seed", "-1"), "seed"),
+        (("--hole", "²x²"), "3x3"),
+        (("--crop", "0:10"), "rows and columns"),
+        (("--frames", "::0"), "step"),
+        (("--pixel-size", "-1"), "pixel size"),
+        (("--dtype", "int8"), "int8"),
+        (("--model", "movie.tif"), "not a readable model"),
+        (("--resume", "movie.tif"), "not a readable model"),
+        (("--model", "m", "--resume", "m"), "give one"),
+        (("--model", "m", "--steps", "4"), "does not train"),
+        (("--overwrite", "-o", "movie.tif"), "the movie itself"),
+        (("--output", "absent/x.tif"), "absent"),
+        (("--output", "movie.tif/x.tif"), "movie.tif"),
+        (("another.tif",), "another.tif"),
     ],
 )
 def test_bad_options_are_told_in_plain_words(
     movie: Path, arguments: tuple[str, ...], word: str
 ) -> None:
     refused(shine_command("denoise", movie, *arguments, folder=movie.parent), word)
+    assert made(movie.parent) == {"movie.tif"}
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a model with random weights: quick to have, and of no use for pictures."""
+    return random_model().save(tmp_path_factory.mktemp("model") / "untrained.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".mrc", ".zarr", ".npy", ".hspy"])
+def test_the_suffix_chooses_the_format(movie: Path, untrained: Path, suffix: str) -> None:
+    done = shine_command(
+        "denoise", movie, "--model", untrained, "-o", f"o{suffix}", "--no-report",
+        "--frames", "2:12:2", "--crop", "8:40,4:36", "--pixel-size", "0.5", "--frame-time", "0.2",
+        folder=movie.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert made(movie.parent) == {"movie.tif", f"o{suffix}"}
+    out = shine.read(movie.parent / f"o{suffix}")
+    assert out.shape == (5, 32, 32)
+    assert out.dtype == np.float32
+    if suffix != ".npy":
+        assert out.pixel_size_nm == pytest.approx(0.5)
+    if suffix in (".tif", ".zarr", ".hspy"):
+        assert out.frame_time_s == pytest.approx(0.4)  # every other frame
+        assert [line for line in out.history if "2:12:2" in line]
+
+
+def test_the_input_type_is_kept_and_clipping_is_told(movie: Path, untrained: Path) -> None:
+    np.save(movie.with_name("dark.npy"), noisy(4, 32, 32, dose=3.0).astype(np.uint8))
+    done = shine_command(
+        "denoise", "dark.npy", "--model", untrained, "--dtype", "same", "--mp4",
+        folder=movie.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "did not fit uint8" in done.stdout
+    out = shine.read(movie.with_name("dark_denoised.tif"))
+    assert out.dtype == np.uint8
+    assert out.frame(0).min() == 0
+    assert b"ftyp" in movie.with_name("dark_side_by_side.mp4").read_bytes()[:32]
+    # The report is of this movie, and says whose model was used.
+    report = movie.with_name("dark_report.html").read_text()
+    assert "dark.npy" in report
+
+
+def test_quiet_shows_only_the_results(movie: Path, untrained: Path) -> None:
+    done = shine_command("denoise", movie, "--model", untrained, "-q", folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert "denoising" not in done.stdout.lower()
+    assert "movie_denoised.tif" in done.stdout
+
+
+def test_names_of_files_and_folders_are_respected(tmp_path: Path, untrained: Path) -> None:
+    raw = shine.Movie.from_array(noisy(3, 24, 24))
+    (tmp_path / "2025.05.11").mkdir()
+    for t in range(3):
+        frame = shine.Movie.from_array(noisy(3, 24, 24)[t])
+        shine.write(frame, tmp_path / "2025.05.11" / f"f{t}.tif", dtype="same")
+    shine.write(raw, tmp_path / "run [old].tif", dtype="same")
+    for name in ("2025.05.11", "run [old].tif"):
+        done = shine_command("denoise", name, "--model", untrained, "--no-report", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert made(tmp_path) == {
+        "2025.05.11", "run [old].tif", "2025.05.11_denoised.tif", "run [old]_denoised.tif",
+    }  # fmt: skip
+    assert "run [old]_denoised.tif" in done.stdout
+    done = shine_command(
+        "denoise", ".", "--model", untrained, "--no-report", "-o", "new/er",
+        folder=tmp_path / "2025.05.11",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path / "2025.05.11" / "new" / "er") == {"2025.05.11_denoised.tif"}
+
+
+def test_a_full_disk_leaves_nothing_behind(movie: Path, untrained: Path) -> None:
+    done = shine_command(
+        "denoise", movie, "--model", untrained, folder=movie.parent, largest_file=50_000
+    )
+    refused(done, "disk")
+    assert made(movie.parent) == {"movie.tif"}
+
+
+def test_no_folder_is_made_for_what_cannot_be_read(tmp_path: Path) -> None:
+    refused(shine_command("denoise", "missing.tif", "-o", "new/", folder=tmp_path), "missing.tif")
+    assert made(tmp_path) == set()
+
+
+def test_a_model_is_written_where_it_belongs(movie: Path) -> None:
+    folder = movie.parent
+    refused(shine_command("train", movie, *QUICK, "-o", "m.pt", folder=folder), "safetensors")
+    (folder / "models").mkdir()
+    done = shine_command("train", movie, *QUICK, "-o", "models", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert made(folder / "models") == {"movie_model.safetensors"}
+    refused(
+        shine_command("train", movie, *QUICK, "-o", "models", folder=folder),
+        "exists",
+        "--overwrite",
+    )
+
+
+def test_training_within_no_time_is_refused(movie: Path) -> None:
+    refused(shine_command("train", movie, "--time-budget", "0.1s", folder=movie.parent), "budget")
     assert made(movie.parent) == {"movie.tif"}
 
 
@@ -253,11 +415,14 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     np.save(folder / "nan.npy", np.full((4, 32, 32), np.nan, np.float32))
     np.save(folder / "complex.npy", np.zeros((4, 32, 32), complex))
     np.save(folder / "spectrum.npy", np.zeros(64))
+    np.save(folder / "constant.npy", np.full((4, 32, 32), 7, np.uint8))
     header = np.zeros(1024, np.uint8)
     header[:16] = np.array([2**30, 2**30, 2**30, 2], "<i4").view(np.uint8)
     header[208:216] = np.frombuffer(b"MAP DD\0\0", np.uint8)
     (folder / "absurd.mrc").write_bytes(header.tobytes())
-    for name in ("objects.npy", "nan.npy", "complex.npy", "spectrum.npy", "absurd.mrc"):
+    for name in (
+        "objects.npy", "nan.npy", "complex.npy", "spectrum.npy", "constant.npy", "absurd.mrc",
+    ):  # fmt: skip
         files[name] = folder / name
     files["missing.tif"] = folder / "missing.tif"
     files["empty"] = folder / "empty"
@@ -269,7 +434,7 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     "name",
     [
         "zero.tif", "text.tif", "text.mrc", "cut.tif", "objects.npy", "nan.npy", "complex.npy",
-        "spectrum.npy", "absurd.mrc", "missing.tif", "empty",
+        "spectrum.npy", "constant.npy", "absurd.mrc", "missing.tif", "empty",
     ],
 )  # fmt: skip
 def test_bad_files_are_told_in_plain_words(tmp_path: Path, name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal as signals
 import sys
 import time
 from collections.abc import Callable
@@ -118,8 +120,8 @@ def denoise(
 ) -> None:
     """Denoise a movie: measure its noise, train on it alone, write movie and report."""
     from .checkpoint import Model
-    from .display import Display
-    from .files import Outputs, denoise_file, save_interrupted
+    from .display import Display, print_summary
+    from .files import Outputs, denoise_file, make_folder, save_interrupted
     from .job import Interrupted
 
     options = _options(
@@ -128,32 +130,32 @@ def denoise(
     )  # fmt: skip
     if model is not None and resume is not None:
         raise ShineError("--model uses a model as it is, --resume trains it further: give one.")
+    if model is not None and (steps, time_budget, hole) != (None, None, None):
+        raise ShineError("--model does not train: leave out --steps, --time-budget and --hole.")
     source = _source(file)
     outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
     if not overwrite:
         outputs.refuse_existing()
-    if output is not None and output.suffix == "":
-        output.mkdir(parents=True, exist_ok=True)
-        outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
-        if not overwrite:
-            outputs.refuse_existing()
     trained = Model.load(model) if model else None
     unfinished = Model.load(resume) if resume else None
     movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    if output is not None and not output.suffix:
+        make_folder(output)
+    started = _started()
     with Display(console, quiet=quiet) as display:
         try:
             done = denoise_file(
                 movie, outputs, options=options, model=trained, resume=unfinished, dtype=dtype,
-                overwrite=overwrite, started=_started(), progress=display,
+                overwrite=overwrite, started=started, progress=display,
             )  # fmt: skip
         except Interrupted as stopped:
             path = save_interrupted(stopped, outputs)
             raise _Stopped(
                 f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
-                f"{path}:\n  finish training:  shine denoise {file} --resume {path}\n"
-                f"  use it as it is:  shine denoise {file} --model {path}"
+                f"{path}:\n  finish training:  {_again('--resume', path)}\n"
+                f"  use it as it is:  {_again('--model', path)}"
             ) from None
-    _summary(done.result, [p for p in outputs.all() if p.exists()])
+    print_summary(console, done.result, outputs.all(), time.monotonic() - started)
 
 
 @app.command(
@@ -199,7 +201,11 @@ def train(
         ensemble=ensemble, seed=seed, device=device, precision=precision,
     )  # fmt: skip
     source = _source(file)
-    path = output or source.with_name(f"{source.stem}_model.safetensors")
+    path = source.with_name(f"{source.stem}_model.safetensors")
+    if output is not None:
+        path = output / path.name if output.is_dir() else output
+    if path.suffix != ".safetensors":
+        raise ShineError(f"{path}: a model's name ends in .safetensors.")
     if path.exists() and not overwrite:
         raise ShineError(f"{path} exists. Choose another name with -o, or add --overwrite.")
     if not path.parent.is_dir():
@@ -213,19 +219,20 @@ def train(
             )
         except Interrupted as stopped:
             stopped.model.save(path, overwrite=overwrite)
+            again = _again("--resume", path) + ("" if overwrite else " --overwrite")
             raise _Stopped(
                 f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
-                f"{path}; go on with:\n  shine train {file} --resume {path} -o {path} --overwrite"
+                f"{path}; go on with:\n  {again}"
             ) from None
     model.save(path, overwrite=overwrite)
     for warning in plan.warnings:
-        console.print(f"[yellow]![/] {warning}", soft_wrap=True)
+        console.print(f"[yellow]![/] {_escape(warning)}", soft_wrap=True)
     state = model.state
     console.print(
         f"Trained {state.step} steps in {state.seconds:.0f} s; validation loss "
         f"{state.best_loss:.4f} at step {state.best_step}."
     )
-    console.print(f"Model: {path}", soft_wrap=True)
+    console.print(f"Model: {path}", markup=False, soft_wrap=True)
 
 
 @app.command(help_epilogue="Example: `shine noise movie.dm4 --figure noise.png --json noise.json`")
@@ -265,12 +272,12 @@ def noise(
     console.print(format_table(stats), markup=False, soft_wrap=True)
     if as_json is not None:
         _write_text(as_json, json.dumps(stats.to_dict(), indent=2) + "\n")
-        console.print(f"Numbers: {as_json}", soft_wrap=True)
+        console.print(f"Numbers: {as_json}", markup=False, soft_wrap=True)
     if figure is not None:
         from .noise_figure import plot_noise
 
         _replace(figure, lambda draft: plot_noise(stats).savefig(draft, dpi=150))
-        console.print(f"Picture: {figure}", soft_wrap=True)
+        console.print(f"Picture: {figure}", markup=False, soft_wrap=True)
 
 
 @app.command(help_epilogue="Example: `shine info movie.dm4 --check`")
@@ -367,36 +374,43 @@ def demo(
         console.print(line, soft_wrap=True)
 
 
+def _again(option: str, path: Path) -> str:
+    """Return the command that was given, to be gone on with."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--steps", "--time-budget", "--hole", "--model", "--resume"):
+            if not value:
+                next(words, None)
+        else:
+            kept.append(word)
+    return shlex.join(["shine", *kept, option, str(path)])
+
+
 class _Stopped(Exception):
     """Ctrl-C that left something worth telling."""
 
 
 def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
-    from .planning import Options, parse_duration
+    from .planning import Options, parse_duration, parse_hole
 
     return Options(
         time_budget=None if time_budget is None else parse_duration(time_budget),
-        hole=None if hole is None else _parse_hole(hole),
+        hole=None if hole is None else parse_hole(hole),
         **more,
     )
 
 
-def _parse_hole(text: str) -> tuple[int, int]:
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) == 1:
-        parts *= 2
-    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
-        raise ShineError(f"--hole {text!r}: write rows x columns, both odd, as in 3x3 or 1x5.")
-    return int(parts[0]), int(parts[1])
-
-
 def _source(file: Path) -> Path:
     """Return what results are named after: the file, or a pattern's folder."""
+    file = file.expanduser()
     text = str(file)
     if not file.exists() and any(c in text for c in "*?["):
         fixed = [p for p in file.parts if not any(c in p for c in "*?[")]
         return Path(*fixed) if fixed else Path.cwd() / "movie"
-    return Path(os.path.normpath(file))
+    path = Path(os.path.normpath(file))
+    return path if path.name.strip(".") else path.resolve()
 
 
 def _open(
@@ -413,40 +427,13 @@ def _open(
 
     return open_movie(
         file,
-        signal=int(signal) if signal is not None and signal.isdigit() else signal,
+        signal=int(signal) if signal is not None and signal.isdecimal() else signal,
         signed=signed,
         frames=None if frames is None else parse_frames(frames),
         crop=None if crop is None else parse_crop(crop),
         pixel_size_nm=pixel_size,
         frame_time_s=frame_time,
     )
-
-
-def _summary(result: Any, written: list[Path]) -> None:
-    import numpy as np
-
-    state, model, stats = result.model.state, result.model, result.noise
-    for warning in result.warnings:
-        console.print(f"[yellow]![/] {warning}", soft_wrap=True)
-    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
-    console.print(
-        f"Noise: σ {stats.sigma:.4g}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
-        f"({stats.confidence} confidence); used {holes}."
-    )
-    console.print(f"Model: {model.config.kind}, {state.step} steps, {state.stopped}.")
-    seen = result.observations
-    with np.errstate(invalid="ignore"):
-        raw, clean = (
-            float(np.nanmedian(v)) if np.isfinite(v).any() else float("nan")
-            for v in (np.asarray(seen.snr_raw), np.asarray(seen.snr_denoised))
-        )
-    console.print(f"SNR, neighbouring frames (Eq. 5): {raw:.1f} → {clean:.1f} dB")
-    if result.halves:
-        a, b = (float(np.median(result.halves[k])) for k in ("raw", "denoised"))
-        console.print(f"SNR, halves that share no frame:  {a:.1f} → {b:.1f} dB")
-    console.print(f"Done in {result.seconds:.0f} s:")
-    for path in written:
-        console.print(f"  {path}", soft_wrap=True)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -482,6 +469,8 @@ _IMPORTED = time.monotonic()
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit codes: 0 done, 2 bad input, 130 interrupted."""
+    # A job that a cluster takes off the machine ends like one that was stopped with Ctrl-C.
+    signals.signal(signals.SIGTERM, lambda *_: signals.raise_signal(signals.SIGINT))
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except ShineError as error:

@@ -33,9 +33,9 @@ def pick_device(wanted: str = "auto") -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(wanted)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ShineError(
             f"The device {wanted!r} cannot be used here ({reason}). Leave out --device, or use cpu."
         ) from None

@@ -1,12 +1,15 @@
-"""What the command line shows while it works: rich progress, or plain lines in a log."""
+"""What the command line shows: rich progress or plain lines while it works, then a summary."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,9 +20,10 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from .job import Result
     from .planning import Event
 
-__all__ = ["Display", "clock_time"]
+__all__ = ["Display", "clock_time", "print_summary"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -116,6 +120,37 @@ class _Counter:
 
         pace = (time.monotonic() - self.begun) / max(1, done)
         self.display(Event(self.stage, done, total, seconds_left=pace * (total - done)))
+
+
+def print_summary(
+    console: Console, result: Result, written: Sequence[Path], seconds: float
+) -> None:
+    """Show warnings, what was measured and done, and where the results lie."""
+    import numpy as np
+
+    state, model, stats = result.model.state, result.model, result.noise
+    for warning in result.warnings:
+        console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
+    console.print(
+        f"Noise: σ {stats.sigma:.4g}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
+        f"({stats.confidence} confidence); used {holes}.",
+        soft_wrap=True,
+    )
+    console.print(f"Model: {model.config.kind}, {state.step} steps, {state.stopped}.")
+    seen = result.observations
+    with np.errstate(invalid="ignore"):
+        raw, clean = (
+            float(np.nanmedian(v)) if np.isfinite(v).any() else float("nan")
+            for v in (np.asarray(seen.snr_raw), np.asarray(seen.snr_denoised))
+        )
+    console.print(f"SNR, neighbouring frames (Eq. 5): {raw:.1f} → {clean:.1f} dB")
+    if result.halves:
+        a, b = (float(np.median(result.halves[k])) for k in ("raw", "denoised"))
+        console.print(f"SNR, halves that share no frame:  {a:.1f} → {b:.1f} dB")
+    console.print(f"Done in {seconds:.0f} s:")
+    for path in written:
+        console.print(f"  {path}", markup=False, soft_wrap=True)
 
 
 def clock_time(seconds: float) -> str:

@@ -19,7 +19,7 @@ from .movie import Movie
 from .planning import Event, Options
 from .report import ReportData, write_report
 
-__all__ = ["FileResult", "Outputs", "denoise_file", "open_movie", "report_data"]
+__all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "open_movie", "report_data"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Outputs:
     ) -> Outputs:
         """Name the outputs after the input, beside it or where ``output`` says.
 
-        ``output`` is a folder (existing, or written with a trailing slash) or the movie's name.
+        ``output`` is a folder (existing, or a name without a suffix) or the movie's name.
         """
-        stem = source.stem if source.suffix else source.name
+        # A folder's name may hold dots; a zarr store is a folder that has a suffix.
+        whole = source.is_dir() and source.suffix.lower() != ".zarr"
+        stem = source.name if whole else source.stem
         folder, name = source.parent, f"{stem}_denoised.tif"
         if output is not None:
-            if output.is_dir():
+            if output.is_dir() or not output.suffix:
                 folder = output
             else:
                 folder, name = output.parent, output.name
@@ -134,6 +136,7 @@ def denoise_file(
     """
     if not overwrite:
         outputs.refuse_existing()
+    _keep_input(movie, outputs)
     began = datetime.now(UTC)
     # The history is written first, before it is known how many steps will fit.
     like = replace(movie, history=(*movie.history, _planned(options, model or resume)))
@@ -162,7 +165,7 @@ def denoise_file(
         result.model.save(outputs.model, overwrite=overwrite)
     if outputs.report is not None:
         tell(Event("writing the report", 0, 1))
-        data = report_data(movie, result, outputs, began)
+        data = report_data(movie, result, outputs, began, trained=model is None)
         write_report(outputs.report, data, overwrite=overwrite)
     if outputs.video is not None:
         from .video import write_side_by_side
@@ -170,6 +173,22 @@ def denoise_file(
         tell(Event("writing the video", 0, 1))
         write_side_by_side(outputs.video, movie, read(outputs.movie), overwrite=overwrite)
     return FileResult(result, outputs, writer.clipped)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, with those above it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShineError(f"The folder {path} cannot be made ({error.strerror}).") from None
+
+
+def _keep_input(movie: Movie, outputs: Outputs) -> None:
+    """Refuse to write a result over the movie that it is made from, even where asked."""
+    source = movie.source
+    for path in outputs.all():
+        if source is not None and source.exists() and path.exists() and path.samefile(source):
+            raise ShineError(f"{path} is the movie itself: give the result another name with -o.")
 
 
 def _planned(options: Options, model: Model | None) -> str:
@@ -182,15 +201,24 @@ def _planned(options: Options, model: Model | None) -> str:
     )
 
 
-def report_data(movie: Movie, result: Result, outputs: Outputs, began: datetime) -> ReportData:
-    """Gather what the report shows."""
+def report_data(
+    movie: Movie, result: Result, outputs: Outputs, began: datetime, *, trained: bool = True
+) -> ReportData:
+    """Gather what the report shows; ``trained`` says whether this movie trained the model."""
     state, model = result.model.state, result.model
+    provenance = {k: str(v) for k, v in model.provenance.items()}
+    if not trained:
+        provenance = {
+            f"model's {k}" if k.startswith("input") else k: v for k, v in provenance.items()
+        } | {"input": str(movie.source or movie.name), "input_hash": input_hash(movie)}
     return ReportData(
         movie=describe(movie),
         noise=result.noise,
         health_findings=result.health.findings,
         observations=result.observations,
-        training={
+        training={}
+        if not trained
+        else {
             "steps": state.step,
             "seconds": state.seconds,
             "train_loss": state.train_loss,
@@ -209,8 +237,7 @@ def report_data(movie: Movie, result: Result, outputs: Outputs, began: datetime)
         halves_snr=result.halves,
         warnings=list(result.warnings),
         provenance={
-            **{k: str(v) for k, v in model.provenance.items()},
-            "input_hash": str(model.provenance.get("input_hash") or input_hash(movie)),
+            **provenance,
             "command": " ".join(sys.argv),
             "output": str(outputs.movie),
             "began": began.isoformat(timespec="seconds"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, mean_tolerance
 from .doctor import Health
 from .errors import ShineError
+from .io import read
 from .metrics import snr
 from .movie import Movie
 from .network import NetworkConfig, build
@@ -87,7 +89,7 @@ class _Clock:
 
 
 def denoise(
-    movie: Movie | np.ndarray,
+    movie: Movie | np.ndarray | str | Path,
     *,
     model: Model | None = None,
     progress: Listener | None = None,
@@ -98,7 +100,7 @@ def denoise(
     Parameters
     ----------
     movie
-        The movie, or a ``(t, y, x)`` array.
+        The movie, a ``(t, y, x)`` array, or the name of a file.
     model
         A trained model to use as it is, instead of training one.
     progress
@@ -121,10 +123,13 @@ def denoise(
     Examples
     --------
     >>> import shine_em as shine
-    >>> result = shine.denoise(shine.read("movie.tif"), time_budget="2min")  # doctest: +SKIP
+    >>> result = shine.denoise("movie.tif", time_budget="2min")  # doctest: +SKIP
     >>> shine.write(result.movie, "movie_denoised.tif")  # doctest: +SKIP
     """
-    movie = movie if isinstance(movie, Movie) else Movie.from_array(movie)
+    if isinstance(movie, (str, Path)):
+        movie = read(movie)
+    elif not isinstance(movie, Movie):
+        movie = Movie.from_array(movie)
     if "time_budget" in options and options["time_budget"] is not None:
         options["time_budget"] = parse_duration(options["time_budget"])
     out = np.empty(movie.shape, np.float32)
@@ -255,12 +260,24 @@ def _fit(
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     normalisation = resume.normalisation if resume else Normalisation.of(plan.health)
+    fingerprint = input_hash(movie)
+    if resume is not None and resume.provenance.get("input_hash") != fingerprint:
+        raise ShineError(
+            f"{movie.name}: the model to resume was interrupted on other pixels "
+            f"({resume.provenance.get('input')}). Give the same movie, --frames and --crop, or "
+            "use the model as it is with --model."
+        )
     seconds = None
     if clock.budget is not None:
         reserve = 1.0
         if writing_s is not None:
             plan, reserve = _reserve(movie, plan, options, clock, device, precision, writing_s)
         seconds = clock.budget - clock.spent() - reserve
+        if seconds <= 0:
+            raise ShineError(
+                f"The time budget of {_minutes(clock.budget)} was used up before training could "
+                "begin: give a larger --time-budget."
+            )
 
     def listen(p: Progress) -> None:
         words = f"loss {p.loss:.4f}"
@@ -279,7 +296,7 @@ def _fit(
         state, normalisation, plan.holes, 0.0, plan.noise.to_dict(),
         {
             **versions(), "seed": state.settings.seed, "input": str(movie.source or movie.name),
-            "input_hash": input_hash(movie), "device": str(device), "precision": precision,
+            "input_hash": fingerprint, "device": str(device), "precision": precision,
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )  # fmt: skip
@@ -363,7 +380,7 @@ def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: 
 def _keep_mean(raw: np.ndarray, frame: np.ndarray, plan: Plan) -> tuple[np.ndarray, bool]:
     """Shift a frame whose mean is off by nearly as much as is tolerated."""
     h = plan.health
-    trusted = ~np.asarray(h.bad_pixels, bool) & (raw >= h.spike_floor) & (raw <= h.spike_threshold)
+    trusted = ~np.asarray(h.bad_pixels, bool) & Normalisation.of(h).trusted(raw)
     if not trusted.any():
         return frame, False
     mean = float(raw[trusted].mean(dtype=np.float64))
@@ -423,6 +440,8 @@ def halves_snr(
             movie, health, frames=[t, t + 1], halves=True
         )
         found["frames"].append(t)
-        found["raw"].append(float(snr(raw_a.astype(float), raw_b.astype(float))))
+        # Normalising changes no correlation, and takes out spikes and what is no number.
+        normalise = denoiser.model.normalisation.apply
+        found["raw"].append(float(snr(normalise(raw_a), normalise(raw_b))))
         found["denoised"].append(float(snr(a, b)))
     return found

@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "averaged_holes",
     "parse_duration",
+    "parse_hole",
     "prepare",
     "training_holes",
 ]
@@ -85,12 +86,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ShineError(f"Unknown preset {self.preset!r}: choose {' or '.join(PRESETS)}.")
-        if self.time_budget is not None and not self.time_budget > 0:
+        if self.time_budget is not None and not 0 < self.time_budget < np.inf:
             raise ShineError("The time budget must be positive, as in 5min or 90s.")
         if self.steps is not None and self.steps < 1:
             raise ShineError(f"The number of steps must be at least 1, not {self.steps}.")
         if self.frames < 1 or self.frames % 2 == 0:
             raise ShineError(f"The number of frames in a window must be odd, not {self.frames}.")
+        if not 0 <= self.seed < 2**63:
+            raise ShineError(f"The seed must be a whole number from 0, not {self.seed}.")
         if self.hole is not None:
             check_hole(self.hole)
 
@@ -137,6 +140,22 @@ def parse_duration(text: str | float) -> float:
     if not parts or "".join(a + b for a, b in parts) != plain:
         raise ShineError(f"{text!r} is not a duration. Write it like 90s, 5min or 1h30m.")
     return sum(float(number) * factors[unit] for number, unit in parts)
+
+
+def parse_hole(text: str) -> Hole:
+    """Return (rows, columns) from "3x5", or from "3" for a square.
+
+    Raises
+    ------
+    ShineError
+        If the text is no odd × odd hole.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) == 1:
+        parts *= 2
+    if len(parts) != 2 or not all(p.strip().isdecimal() for p in parts):
+        raise ShineError(f"The hole {text!r}: write rows x columns, both odd, as in 3x3 or 1x5.")
+    return check_hole((int(parts[0]), int(parts[1])))
 
 
 def prepare(
