@@ -51,7 +51,7 @@ def test_broken_pixels_and_frames_do_not_spread() -> None:
 
 
 def test_a_constant_movie_is_refused() -> None:
-    with pytest.raises(shine.ShineError, match=r"constant|blank|usable"):
+    with pytest.raises(shine.ShineError, match="same value"):
         shine.denoise(np.full((6, 32, 32), 7.0, np.float32), steps=2)
 
 
@@ -164,15 +164,6 @@ def test_same_seed_same_pixels_and_another_seed_others() -> None:
     one, two, other = (denoised(noisy(), seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
-
-
-@pytest.mark.parametrize("kind", ["float32", "uint16"])
-def test_units_do_not_matter(kind: str) -> None:
-    raw = noisy()
-    gain, dark = (4, 100) if kind == "uint16" else (1e-5, -3e-4)
-    scaled = (raw * gain + dark).astype(kind)
-    one, two = denoised(raw), denoised(scaled)
-    np.testing.assert_allclose((two - dark) / gain, one, atol=0.02)
 
 
 def test_a_model_says_where_another_movie_differs_from_its_own() -> None:

@@ -306,7 +306,7 @@ class PaperNetwork(_Network):
 
 
 class LeanNetwork(_Network):
-    """The default: the same blindness at about a thirtieth of the operations.
+    """The default: the same blindness at about a twentieth of the operations or less.
 
     The trunk sees the whole window and is read through donuts at each pyramid level's own
     resolution; what they read is summed from coarse to fine, with a 1×1 convolution before each

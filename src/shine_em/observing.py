@@ -213,7 +213,9 @@ def _middle(side: int) -> slice:
 def _finite(image: np.ndarray) -> np.ndarray:
     """Return the frame as float32, pixels without a value at the mean of the others."""
     out = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(out.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # inf − inf
+        total = out.sum(dtype=np.float64)
+    if not np.isfinite(total):
         good = np.isfinite(out)
         out = np.where(good, out, out[good].mean() if good.any() else 0).astype(np.float32)
     return out
