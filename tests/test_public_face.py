@@ -37,6 +37,22 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
     assert not HEAVY & loaded_by(code)
 
 
+@pytest.mark.parametrize("command", [["info"], ["info", "--check"], ["noise"]])
+def test_looking_at_a_movie_loads_neither_torch_nor_matplotlib(
+    command: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "movie.npy"
+    np.save(path, noisy(5, 32, 32))
+    words = [*command, str(path)]
+    # The command ends with an exit of its own, so what it loaded is told on the way out.
+    loaded = loaded_by(
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules)); "
+        f"from shine_em.cli import main; main({words!r})"
+    )
+    assert "shine_em" in loaded
+    assert not {"torch", "matplotlib"} & loaded
+
+
 def test_everything_announced_is_there() -> None:
     assert len(set(shine.__all__)) == len(shine.__all__)
     for name in shine.__all__:

@@ -422,8 +422,7 @@ def _open(
     pixel_size: float | None,
     frame_time: float | None,
 ) -> Any:
-    from .files import open_movie
-    from .io import parse_crop, parse_frames
+    from .io import open_movie, parse_crop, parse_frames
 
     return open_movie(
         file,

@@ -19,7 +19,7 @@ from .movie import Movie
 from .planning import Event, Options
 from .report import ReportData, write_report
 
-__all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "open_movie", "report_data"]
+__all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,6 @@ class FileResult:
     clipped: int
 
 
-def open_movie(
-    path: str | Path,
-    *,
-    signal: str | int | None = None,
-    signed: bool | None = None,
-    frames: slice | None = None,
-    crop: tuple[slice, slice] | None = None,
-    pixel_size_nm: float | None = None,
-    frame_time_s: float | None = None,
-) -> Movie:
-    """Read a movie, correct its calibration and take a part of it (in this order)."""
-    movie = read(path, signal=signal, signed=signed)
-    movie = movie.calibrated(pixel_size_nm=pixel_size_nm, frame_time_s=frame_time_s)
-    return movie.select(frames, crop) if frames or crop else movie
-
-
 def denoise_file(
     movie: Movie,
     outputs: Outputs,
@@ -117,7 +101,7 @@ def denoise_file(
     Parameters
     ----------
     movie
-        The (lazy) movie, as `open_movie` gives it.
+        The (lazy) movie, as `shine_em.io.open_movie` gives it.
     outputs
         Where the results go.
     options, model, resume, started, progress

@@ -4,7 +4,7 @@
 """
 
 from .description import describe
-from .reading import READABLE, read
+from .reading import READABLE, open_movie, read
 from .selection import parse_crop, parse_frames
 from .writing import WRITABLE, MovieWriter, open_writer, write
 
@@ -13,6 +13,7 @@ __all__ = [
     "WRITABLE",
     "MovieWriter",
     "describe",
+    "open_movie",
     "open_writer",
     "parse_crop",
     "parse_frames",

@@ -1,4 +1,4 @@
-"""`read`: any movie file, folder or pattern to a lazy `Movie`."""
+"""`read`: any movie file, folder or pattern to a lazy `Movie`; `open_movie`: a part of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rosetta import READERS, read_vendor
 from .ser import read_emi, read_ser
 from .tiff import read_tiff
 
-__all__ = ["READABLE", "read"]
+__all__ = ["READABLE", "open_movie", "read"]
 
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 _MRC = (".mrc", ".mrcs", ".st", ".rec", ".ali")
@@ -58,6 +58,42 @@ def read(path: str | Path, *, signal: str | int | None = None, signed: bool | No
         frame_suffixes = [suffix for suffix in READABLE if suffix not in (".zarr", ".emi")]
         return join_frames(path, matching_files(path, frame_suffixes), read_one)
     return read_one(path)
+
+
+def open_movie(
+    path: str | Path,
+    *,
+    signal: str | int | None = None,
+    signed: bool | None = None,
+    frames: slice | None = None,
+    crop: tuple[slice, slice] | None = None,
+    pixel_size_nm: float | None = None,
+    frame_time_s: float | None = None,
+) -> Movie:
+    """Read a movie, correct its calibration and take a part of it (in this order).
+
+    Parameters
+    ----------
+    path, signal, signed
+        See `read`.
+    frames, crop
+        See `Movie.select`; None takes all.
+    pixel_size_nm, frame_time_s
+        Replace what the file says, nm and s; None keeps it.
+
+    Returns
+    -------
+    Movie
+        Lazy: no frame is read.
+
+    Raises
+    ------
+    ShineError
+        If the file cannot be read, a calibration is not positive, or nothing is left to take.
+    """
+    movie = read(path, signal=signal, signed=signed)
+    movie = movie.calibrated(pixel_size_nm=pixel_size_nm, frame_time_s=frame_time_s)
+    return movie.select(frames, crop) if frames or crop else movie
 
 
 def _read_file(path: Path, signal: str | int | None, signed: bool | None) -> Movie:
