@@ -240,7 +240,9 @@ def test_simulate_and_demo(tmp_path: Path) -> None:
         "simulate", "au-growth", "--frames", "3", "--size", "48", "-o", "s", folder=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert made(tmp_path / "s") == {"noisy.tif", "truth.tif", "unblurred.tif", "parameters.json"}
+    assert made(tmp_path / "s") == {
+        "noisy.tif", "truth.tif", "unblurred.tif", "parameters.json", "coordinates.npz"
+    }  # fmt: skip
     for _ in range(2):  # the second time it replaces its own results
         done = shine_command(
             "demo", "--frames", "8", "--size", "64", "--time-budget", "25s", "-o", "d",

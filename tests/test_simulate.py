@@ -123,7 +123,7 @@ def test_point_spread_keeps_the_signal_and_gives_its_correlation(
 
 def test_mean_squared_displacement_is_4_d_per_frame() -> None:
     scene = au_growth(frames=40, size=(120, 400), particles=300, seed=5, diffusivity_px2=0.2)
-    positions = scene.positions_px
+    positions = scene.coordinates["positions_px"]
     # A walker within 15 px (24 standard deviations of one step) of a wall may be reflected.
     far = ((positions > 15) & (positions < np.array([105, 385]))).all(axis=(0, 2))
     assert far.sum() > 100
@@ -136,19 +136,19 @@ def test_mean_squared_displacement_is_4_d_per_frame() -> None:
 
 def test_particles_do_not_move_without_diffusion() -> None:
     scene = au_growth(frames=3, size=32, diffusivity_px2=0.0)
-    assert (scene.positions_px == scene.positions_px[0]).all()
+    assert (scene.coordinates["positions_px"] == scene.coordinates["positions_px"][0]).all()
 
 
 def test_growth_is_linear_from_6_nm(scene: Scene) -> None:
-    diameters = scene.diameters_nm
+    diameters = scene.coordinates["diameters_nm"]
     np.testing.assert_allclose(diameters[0], 6.0)
     np.testing.assert_allclose(np.diff(diameters, 2, axis=0), 0, atol=1e-12)
     assert (np.diff(diameters, axis=0) > 0).all()
     many = au_growth(frames=2, size=32, particles=2000, seed=1, growth_spread=0.2)
-    assert many.diameters_nm[-1].mean() == pytest.approx(20.0, abs=0.3)
-    assert many.diameters_nm[-1].std() == pytest.approx(0.2 * 14, rel=0.1)
+    assert many.coordinates["diameters_nm"][-1].mean() == pytest.approx(20.0, abs=0.3)
+    assert many.coordinates["diameters_nm"][-1].std() == pytest.approx(0.2 * 14, rel=0.1)
     alike = au_growth(frames=2, size=32, particles=5, growth_spread=0.0, final_diameter_nm=12.0)
-    np.testing.assert_allclose(alike.diameters_nm[-1], 12.0)
+    np.testing.assert_allclose(alike.coordinates["diameters_nm"][-1], 12.0)
 
 
 @given(
@@ -184,9 +184,9 @@ def test_overlapping_particles_add_up_to_the_depth_of_the_liquid() -> None:
 def test_particles_are_dark(scene: Scene) -> None:
     unblurred = np.asarray(scene.unblurred.data)
     for t in (0, 23):
-        y, x = np.rint(scene.positions_px[t]).astype(int).clip(0, 127).T
+        y, x = np.rint(scene.coordinates["positions_px"][t]).astype(int).clip(0, 127).T
         at_particles = unblurred[t, y, x] / scene.parameters["background_counts"]
-        depth = scene.diameters_nm[t] * (1 / 30 - 1 / 185)
+        depth = scene.coordinates["diameters_nm"][t] * (1 / 30 - 1 / 185)
         # Overlaps only darken; the pixel's mean is a little less deep than the centre.
         assert (at_particles < np.exp(-0.8 * depth)).all()
 
@@ -281,6 +281,7 @@ def test_save_writes_what_read_returns(tmp_path: Any) -> None:
         "truth": "truth.tif",
         "unblurred": "unblurred.tif",
         "parameters": "parameters.json",
+        "coordinates": "coordinates.npz",
     }
     for name in ("noisy", "truth", "unblurred"):
         back = read(paths[name])

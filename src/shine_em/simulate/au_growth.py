@@ -6,47 +6,18 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import ShineError
-from ..movie import Axis, Movie
+from ..movie import Movie
 from .detector import K2_LIKE_POINT_SPREAD, noise_correlation, record
+from .scene import Scene, simulated_movie
 
-__all__ = ["Scene", "au_growth"]
+__all__ = ["au_growth"]
 
 _PAPER_PARTICLES, _PAPER_SIZE = 350, 512
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A simulated movie together with everything that is known about it.
-
-    Attributes
-    ----------
-    noisy
-        What the camera records, uint16 counts.
-    truth
-        The expected counts, float32: ``noisy`` without its noise, blurred by the camera alike.
-        The mean of endlessly many recordings of the same scene.
-    unblurred
-        The expected counts of a camera without point spread, float32.
-    positions_px
-        ``(t, particle, 2)`` centres in pixels, y then x; pixel centres lie at whole numbers.
-    diameters_nm
-        ``(t, particle)`` diameters.
-    parameters
-        All that is needed to repeat the simulation, as plain values.
-    """
-
-    noisy: Movie
-    truth: Movie
-    unblurred: Movie
-    positions_px: np.ndarray
-    diameters_nm: np.ndarray
-    parameters: dict[str, Any]
 
 
 def au_growth(
@@ -231,26 +202,22 @@ def au_growth(
     parameters["noise_correlation"] = correlation.tolist()
 
     def movie(data: np.ndarray, what: str, did: str) -> Movie:
-        return Movie(
+        return simulated_movie(
             data,
-            axes=(
-                Axis("t", "s", frame_time_s),
-                Axis("y", "nm", pixel_size_nm),
-                Axis("x", "nm", pixel_size_nm),
-            ),
-            dose_e_per_A2=dose_e_per_A2,
-            intensity_unit="counts",
             name=what,
-            metadata={"simulation": parameters},
-            history=(f"simulated au-growth, seed {seed}: {did}",),
+            did=did,
+            parameters=parameters,
+            pixel_size_nm=pixel_size_nm,
+            frame_time_s=frame_time_s,
+            dose_e_per_A2=dose_e_per_A2,
         )
 
     return Scene(
+        name="au-growth",
         noisy=movie(noisy, "noisy", "recorded with noise"),
         truth=movie(truth, "truth", "expected counts, blurred by the camera"),
         unblurred=movie(unblurred, "unblurred", "expected counts without the camera's blur"),
-        positions_px=positions,
-        diameters_nm=diameters,
+        coordinates={"positions_px": positions, "diameters_nm": diameters},
         parameters=parameters,
     )
 
