@@ -198,3 +198,12 @@ def test_missing_extra_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, f"rsciio.{PLUGINS[path.suffix]}", None)
     with pytest.raises(ShineError, match=r'pip install "shine-em\[formats\]"'):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["64x64x5_TEM_preview.emi", "64x64x5_TEM_preview_1.ser"])
+def test_tia_series_need_no_extra(
+    data_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("rsciio", "rsciio.tia", "h5py"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert read(data_dir / "formats" / name).frame(4).shape == (64, 64)
