@@ -10,7 +10,14 @@ import numpy as np
 from ..errors import ShineError
 from .scene import check_numbers
 
-__all__ = ["Scan", "StemDetector", "record_scan", "response_correlation", "visited"]
+__all__ = [
+    "Scan",
+    "StemDetector",
+    "pixel_of",
+    "record_scan",
+    "response_correlation",
+    "visited",
+]
 
 # Electrons that are drawn one by one at a time: bounds the memory of a frame with many of them.
 _EVENTS = 2_000_000
@@ -173,6 +180,56 @@ def visited(
     if rng is not None:
         positions += rng.normal(size=(height, 1, 2)) * np.asarray(scan.jitter_nm)
     return positions
+
+
+def pixel_of(
+    scan: Scan,
+    specimen_nm: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    start_s: float = 0.0,
+    lead: int = 0,
+) -> np.ndarray:
+    """Return where in the frame places of the specimen appear: the inverse of `visited`.
+
+    The jitter of the lines is left out: it is noise about this place.
+
+    Parameters
+    ----------
+    scan, shape, start_s, lead
+        As for `visited`; ``shape`` is without the lead.
+    specimen_nm
+        ``(..., 2)`` places in nm, y then x.
+
+    Returns
+    -------
+    ndarray
+        ``(..., 2)`` pixels, y then x, pixel centres at whole numbers; places outside the frame get
+        values outside it.
+
+    Raises
+    ------
+    ShineError
+        If the specimen drifts or the probe settles so fast that a place appears twice.
+    """
+    places = np.asarray(specimen_nm, np.float64)
+    drift = np.asarray(scan.drift_nm_per_s)
+    line = scan.line_time_s(shape[1])
+    fastest = np.abs(drift).max() * (line + scan.dwell_time_s)
+    fastest += scan.settling_nm * scan.dwell_time_s / scan.settling_s
+    if fastest > scan.pixel_size_nm / 2:
+        raise ShineError(
+            f"drift_nm_per_s={scan.drift_nm_per_s} and settling_nm={scan.settling_nm} move the "
+            f"probe by {fastest:.3g} nm per line, beyond half a pixel. Lower one of them."
+        )
+    pixels = places / scan.pixel_size_nm
+    for _ in range(60):
+        row, column = pixels[..., 0], pixels[..., 1]
+        late = np.maximum(column + lead, 0) * scan.dwell_time_s / scan.settling_s
+        moved = (start_s + row * line + column * scan.dwell_time_s)[..., None] * drift
+        moved[..., 1] -= scan.settling_nm * np.exp(-late)
+        pixels = (places + moved) / scan.pixel_size_nm
+    return pixels
 
 
 def record_scan(
