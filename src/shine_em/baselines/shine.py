@@ -26,6 +26,7 @@ def paper(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
+    frames: int = 5,
 ) -> Movie:
     """Denoise with the network of the paper and its recipe, a single hole at a time.
 
@@ -44,6 +45,8 @@ def paper(
         Wall time for training; None for the 2000 epochs of the paper (hours on a GPU).
     seed, device, progress
         See `shine_em.baselines.Method.run`.
+    frames
+        Input frames, odd (paper, fig. S8).
 
     Raises
     ------
@@ -53,8 +56,9 @@ def paper(
     if hole is None and noise is not None:
         hole = noise.hole
     options = Options(
-        preset="paper", hole=hole, time_budget=time_budget_s, seed=seed, device=device
-    )
+        preset="paper", hole=hole, frames=frames, time_budget=time_budget_s, seed=seed,
+        device=device,
+    )  # fmt: skip
     return denoise(movie, options, progress=progress)
 
 
@@ -67,6 +71,7 @@ def lean(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
+    frames: int = 5,
 ) -> Movie:
     """Denoise as ``shine denoise`` does; with a hole given, with this one alone.
 
@@ -76,7 +81,7 @@ def lean(
 
     Parameters
     ----------
-    movie, noise, hole, seed, device, progress
+    movie, noise, hole, seed, device, progress, frames
         See `paper`.
     time_budget_s
         Wall time for training; None for 4 minutes.
@@ -90,8 +95,9 @@ def lean(
     if hole is None and noise is not None:
         hole = noise.hole
     options = Options(
-        hole=hole, ensemble=not alone, time_budget=time_budget_s, seed=seed, device=device
-    )
+        hole=hole, frames=frames, ensemble=not alone, time_budget=time_budget_s, seed=seed,
+        device=device,
+    )  # fmt: skip
     return denoise(movie, options, progress=progress)
 
 
