@@ -37,7 +37,8 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/created $(SOURCES)
-	$(PIP) install -c constraints.txt -e ".[formats,dev]"
+	$(PIP) install -c constraints.txt -e ".[formats,simulate,baselines,dev]"
+	$(PIP) install -c constraints.txt --no-deps topaz-em
 	@touch $@ $(VENV)/installed
 
 $(VENV)/created:

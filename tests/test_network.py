@@ -25,7 +25,7 @@ from shine_em.network import (
 )
 
 KINDS = ("lean", "paper")
-CHANNELS = {"lean": 4, "paper": 4}
+CHANNELS = {"lean": 8, "paper": 4}  # lean: enough that some feature is alive everywhere
 HOLES = [(1, 1), (3, 3), (5, 5), (9, 9), (15, 15), (1, 5), (7, 3)]
 Network = LeanNetwork | PaperNetwork
 Position = tuple[int, int]

@@ -10,8 +10,9 @@ changed after training, and several holes share one pass of the trunk.
 
 How far a hidden pixel reaches. A feature at position ``q`` of level ``l`` (pixels of ``2**l``)
 depends on the input pixels ``2**l q - a … 2**l q + 2**l - 1 + a``, where the spread ``a`` grows by
-``2**l`` with every 3×3 convolution at that level and not at all with 2×2 average pooling. Upsampled
-to full resolution, output pixel ``p`` reads level-``l`` positions down to ``q_min`` with
+``2**l`` with every 3×3 convolution at that level, by ``2**(l-1)`` with a 4×4 convolution that
+halves the resolution to that level, and not at all with 2×2 average pooling. Upsampled to full
+resolution, output pixel ``p`` reads level-``l`` positions down to ``q_min`` with
 ``p - 2**l q_min ≤ reach``: ``2 (2**l - 1)`` for ``l`` bilinear doublings in a row,
 ``3 · 2**(l-1) - 1`` for one bilinear upsampling by ``2**l``; the upper side mirrors it. With a hole
 of half-width ``r`` a tap at distance ``d`` stays blind if ``2**l d - a > reach + r``.
@@ -205,6 +206,11 @@ def _conv3(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
 
 
+def _halve(inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a convolution to half the resolution; it spreads by one pixel of the finer level."""
+    return nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+
+
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -310,8 +316,9 @@ class LeanNetwork(_Network):
 
     The trunk sees the whole window and is read through donuts at each pyramid level's own
     resolution; what they read is summed from coarse to fine, with a 1×1 convolution before each
-    upsampling. The open neighbours, whose noise is independent of the centre frame's, also
-    pass a small U-Net that needs no donut and is joined pixel by pixel at the end.
+    upsampling. At full resolution the donut reads the first convolution, so that it may look
+    close to the hole. The open neighbours, whose noise is independent of the centre frame's, also
+    pass a small U-Net that needs no donut; its coarse part shares the last upsampling.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -320,17 +327,21 @@ class LeanNetwork(_Network):
         widths = [width, *[2 * width] * (self.levels - 1)]
         self.stem = _Stem(config.frames + 1, width, shifts=config.centre)
         self.trunk = nn.ModuleList()
-        self.donuts = nn.ModuleList()
+        self.donuts = nn.ModuleList([Donut(width, width, level=0, spread=1, reach=0, bias=True)])
         self.heads = nn.ModuleList()
         spread = 1
-        for level, w in enumerate(widths):
-            convs = [_conv3(w, w)] if level == 0 else [_conv3(widths[level - 1], w), _conv3(w, w)]
-            spread += len(convs) * 2**level
+        for level in range(1, self.levels):
+            before, w = widths[level - 1 : level + 1]
+            if level == 1:
+                convs = [_halve(before, w), _conv3(w, w)]
+                spread += 1 + 2
+            else:
+                convs = [_conv3(before, w), _conv3(w, w)]
+                spread += 2 * 2**level
             self.trunk.append(nn.ModuleList(convs))
             reach = 2 * (2**level - 1)
             self.donuts.append(Donut(w, w, level=level, spread=spread, reach=reach, bias=True))
-            if level:
-                self.heads.append(nn.Conv2d(w, widths[level - 1], 1))
+            self.heads.append(nn.Conv2d(w, before, 1))
         self.open = _OpenBranch(config, width) if config.open_slots else None
         self.mix = nn.Conv2d(width, width, 1)
         self.last = nn.Conv2d(width, 1, 1)
@@ -342,10 +353,10 @@ class LeanNetwork(_Network):
         return _OpenBranch.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        features = []
         x = F.relu_(self.stem(torch.cat((window, mask), dim=1), shift))
-        for level, convs in enumerate(self.trunk):
-            if level:
+        features = [x]
+        for level, convs in enumerate(self.trunk, start=1):
+            if level > 1:
                 x = F.avg_pool2d(x, 2)
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
@@ -358,16 +369,20 @@ class LeanNetwork(_Network):
             shared = self.open(neighbours, mask, shift)
         return torch.stack([self._read(features, shared, hole) for hole in holes])
 
-    def _read(self, features: list[Tensor], shared: Tensor | None, hole: Hole) -> Tensor:
+    def _read(
+        self, features: list[Tensor], shared: tuple[Tensor, Tensor] | None, hole: Hole
+    ) -> Tensor:
         coarser = None
         for level in reversed(range(self.levels)):
             x = self.donuts[level](features[level], hole)
             if coarser is not None:
+                if level == 0 and shared is not None:
+                    coarser = _sum(coarser, shared[1])
                 x = _sum(x, _double(coarser))
             if level:
                 coarser = self.heads[level - 1](F.relu_(x))
         if shared is not None:
-            x = _sum(x, shared)
+            x = _sum(x, shared[0])
         x = F.relu_(x)
         return self.last(_sum(F.relu_(self.mix(x)), x))[:, 0]
 
@@ -388,28 +403,30 @@ class _Stem(nn.Module):
 
 
 class _OpenBranch(nn.Module):
-    """A three-level U-Net over the open neighbours: ``(b, slots, h, w)`` → ``(b, width, h, w)``."""
+    """A three-level U-Net over the open neighbours: ``(b, slots, h, w)`` → what is to be added.
 
-    # Input pixels that matter around an output pixel: a full-resolution convolution on either
-    # side, one and two at the coarser levels, and the footprints of pooling and upsampling.
-    reach = 1 + 2 + 2 * 4 + (2 + 4) + 3 + 1
+    That is ``(b, width, h, w)`` and, to be upsampled, ``(b, width, h/2, w/2)``.
+    """
+
+    # Input pixels that matter around an output pixel: the first convolution and the halving, one
+    # and two convolutions at the coarser levels, the footprints of upsampling and pooling.
+    reach = (1 + 1) + 2 + 2 * 4 + (2 + 4) + 3
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
         self.enter = _Stem(len(config.open_slots) + 1, width, shifts=config.centre)
-        self.middle = _conv3(width, 2 * width)
+        self.halve = _halve(width, 2 * width)
+        self.middle = _conv3(2 * width, 2 * width)
         self.coarse = nn.ModuleList((_conv3(2 * width, 2 * width), _conv3(2 * width, 2 * width)))
-        self.up_middle = nn.Conv2d(2 * width, width, 1)
-        self.merge_coarse = nn.Conv2d(2 * width, 2 * width, 1)
-        self.merge = _conv3(width, width)
+        self.merge = nn.Conv2d(2 * width, 2 * width, 1)
+        self.head = nn.Conv2d(2 * width, width, 1)
 
-    def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> Tensor:
+    def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> tuple[Tensor, Tensor]:
         x = F.relu_(self.enter(torch.cat((neighbours, mask), dim=1), shift))
-        y = F.avg_pool2d(x, 2)
-        y = F.relu_(self.middle(y))
+        y = F.relu_(self.halve(x))
+        y = _sum(F.relu_(self.middle(y)), y)
         z = F.avg_pool2d(y, 2)
         z = F.relu_(self.coarse[0](z))
         z = _sum(F.relu_(self.coarse[1](z)), z)
-        y = F.relu_(_sum(_double(self.merge_coarse(z)), y))
-        x = F.relu_(_sum(_double(self.up_middle(y)), x))
-        return _sum(self.merge(x), x)
+        y = F.relu_(_sum(_double(self.merge(z)), y))
+        return x, self.head(y)
