@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,15 @@ import numpy as np
 from ..errors import ShineError
 from ..movie import Movie
 from .detector import K2_LIKE_POINT_SPREAD, noise_correlation, record
-from .scene import Scene, simulated_movie
+from .frames import run_frames
+from .scene import Scene, check_numbers, check_plan, simulated_movie
 
-__all__ = ["au_growth"]
+__all__ = ["au_growth", "gold_thickness", "random_walk"]
 
 _PAPER_PARTICLES, _PAPER_SIZE = 350, 512
+# Scatterers per nm³: the atoms of amorphous Si3N4 of 3.17 g/cm³, and water's molecules, in which
+# the hydrogens scatter little.
+_SIN_ATOMS, _WATER_MOLECULES = 95.0, 33.4
 
 
 def au_growth(
@@ -41,8 +44,11 @@ def au_growth(
     conversion: float = 3.47,
     dqe: float = 0.03,
     point_spread: Sequence[float] = K2_LIKE_POINT_SPREAD,
+    amorphous_contrast: float = 0.0,
+    amorphous_grain_nm: float = 1.0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Scene:
     r"""Simulate Au nanoparticles that grow and diffuse in a silicon nitride liquid cell.
 
@@ -56,6 +62,16 @@ def au_growth(
     with the dose :math:`D`, the pixel's width :math:`a` and the thickness :math:`t_{Au}` of gold
     in projection, which adds up where particles overlap, up to the depth of the liquid.
     `shine_em.simulate.detector.record` makes counts of the expected electrons :math:`N`.
+
+    Windows and water are amorphous: the number of atoms above a pixel is random. For independent
+    atoms of the density :math:`\rho` a layer's optical depth :math:`t / \lambda` varies with the
+    standard deviation
+
+    .. math:: \sigma = \frac{s}{\lambda a} \sqrt{\frac{t}{\rho}}
+
+    around its mean, which the exponent above then follows pixel by pixel: the windows' texture
+    stands still, the water's is a new one in each frame and thinner where gold displaces it. The
+    strength :math:`s` is ``amorphous_contrast``.
 
     Each particle is a random walker, reflected at the edges of the field: each frame it moves
     along each axis by a normal step of variance :math:`2 D_p`, so its mean squared displacement in
@@ -101,10 +117,20 @@ def au_growth(
         20 e⁻/Å² as per second, recorded by an ideal camera at 33 frames per second.
     point_spread
         Weights of an electron's signal at 0, 1, 2, ... pixels along each axis.
+    amorphous_contrast
+        Strength of the amorphous texture; 1 is the mass-thickness contrast of independent atoms,
+        and out-of-focus images show several times that by phase contrast. The default leaves it
+        out, as the paper's simulator does: at 1 nm per pixel, 1 amounts to 0.9 % of the counts,
+        against noise of 20 %.
+    amorphous_grain_nm
+        Width of the texture's grains: the standard deviation of the Gaussian that smooths it
+        (``amorphous_contrast`` is that of the smoothed texture).
     workers
         Threads; None for one per processor, up to eight.
     progress
         Called as ``progress(done, total)`` after each frame.
+    cache
+        Folder that keeps finished frames until all are there, to go on after an interruption.
 
     Returns
     -------
@@ -121,7 +147,7 @@ def au_growth(
     cell". L. Yao, Z. Ou, B. Luo, C. Xu, Q. Chen, Machine learning to reveal nanoparticle dynamics
     from liquid-phase TEM videos. ACS Cent. Sci. 6, 1421-1430 (2020).
     """
-    height, width = size if isinstance(size, tuple | list) else (size, size)
+    height, width = check_plan(frames=frames, size=size, seed=seed, workers=workers)
     if particles is None:
         particles = max(1, round(_PAPER_PARTICLES * height * width / _PAPER_SIZE**2))
     parameters: dict[str, Any] = {
@@ -145,10 +171,10 @@ def au_growth(
         "conversion": conversion,
         "dqe": dqe,
         "point_spread": [float(w) for w in point_spread],
+        "amorphous_contrast": amorphous_contrast,
+        "amorphous_grain_nm": amorphous_grain_nm,
     }
     _check(parameters)
-    if workers is not None and workers < 1:
-        raise ShineError(f"workers must be at least 1, not {workers}.")
     correlation = noise_correlation(point_spread)
     border = len(point_spread) - 1
     attenuation = np.exp(-liquid_nm / water_mfp_nm - 2 * window_nm / window_mfp_nm)
@@ -162,25 +188,34 @@ def au_growth(
 
     motion_seed, *noise_seeds = np.random.SeedSequence(seed).spawn(frames + 1)
     rng = np.random.default_rng(motion_seed)
-    positions = _random_walk(rng, frames, particles, (height, width), diffusivity_px2)
+    positions = random_walk(rng, frames, particles, (height, width), diffusivity_px2)
     rates = np.clip(rng.normal(size=particles), -2, 2) * growth_spread + 1
     elapsed = np.linspace(0, 1, frames)[:, None]
     diameters = initial_diameter_nm + (final_diameter_nm - initial_diameter_nm) * rates * elapsed
 
-    noisy = np.empty((frames, height, width), np.uint16)
-    truth = np.empty((frames, height, width), np.float32)
-    unblurred = np.empty((frames, height, width), np.float32)
     inner = slice(border, border + height), slice(border, border + width)
+    whole = height + 2 * border, width + 2 * border
+    grain = amorphous_grain_nm / pixel_size_nm
+    texture_seeds = np.random.SeedSequence([seed, 1]).spawn(frames + 1)
+    windows = _texture(texture_seeds[0], whole, grain) if amorphous_contrast > 0 else None
+    # Standard deviation of the optical depth per square root of the thickness in nm.
+    window_grit, water_grit = (
+        amorphous_contrast / (mfp * pixel_size_nm * math.sqrt(density))
+        for mfp, density in ((window_mfp_nm, _SIN_ATOMS), (water_mfp_nm, _WATER_MOLECULES))
+    )
 
-    def simulate(t: int) -> None:
+    def simulate(t: int) -> dict[str, np.ndarray]:
         gold = gold_thickness(
-            positions[t] + border,
-            diameters[t],
-            shape=(height + 2 * border, width + 2 * border),
-            pixel_size_nm=pixel_size_nm,
+            positions[t] + border, diameters[t], shape=whole, pixel_size_nm=pixel_size_nm
         )
         gold = np.minimum(gold, liquid_nm)
         electrons = background * np.exp(-gold * (1 / gold_mfp_nm - 1 / water_mfp_nm))
+        if windows is not None:
+            water = _texture(texture_seeds[t + 1], whole, grain)
+            electrons *= np.exp(
+                window_grit * np.sqrt(2 * window_nm) * windows
+                + water_grit * np.sqrt(liquid_nm - gold) * water
+            )
         counts, expected = record(
             electrons,
             np.random.default_rng(noise_seeds[t]),
@@ -188,23 +223,24 @@ def au_growth(
             dqe=dqe,
             point_spread=point_spread,
         )
-        noisy[t] = np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max)
-        truth[t] = expected
-        unblurred[t] = conversion * electrons[inner]
+        return {
+            "noisy": np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max).astype(np.uint16),
+            "truth": expected,
+            "unblurred": (conversion * electrons[inner]).astype(np.float32),
+        }
 
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for done, _ in enumerate(pool.map(simulate, range(frames)), start=1):
-            if progress is not None:
-                progress(done, frames)
+    stacks = run_frames(
+        simulate, frames, identity=parameters, workers=workers, progress=progress, cache=cache
+    )
 
     parameters["electrons_per_pixel"] = float(background)
     parameters["background_counts"] = float(conversion * background)
     parameters["noise_correlation"] = correlation.tolist()
 
-    def movie(data: np.ndarray, what: str, did: str) -> Movie:
+    def movie(name: str, did: str) -> Movie:
         return simulated_movie(
-            data,
-            name=what,
+            stacks[name],
+            name=name,
             did=did,
             parameters=parameters,
             pixel_size_nm=pixel_size_nm,
@@ -214,9 +250,9 @@ def au_growth(
 
     return Scene(
         name="au-growth",
-        noisy=movie(noisy, "noisy", "recorded with noise"),
-        truth=movie(truth, "truth", "expected counts, blurred by the camera"),
-        unblurred=movie(unblurred, "unblurred", "expected counts without the camera's blur"),
+        noisy=movie("noisy", "recorded with noise"),
+        truth=movie("truth", "expected counts, blurred by the camera"),
+        unblurred=movie("unblurred", "expected counts without the camera's blur"),
         coordinates={"positions_px": positions, "diameters_nm": diameters},
         parameters=parameters,
     )
@@ -268,13 +304,18 @@ def gold_thickness(
     return thickness * (pixel_size_nm / 4)
 
 
-def _random_walk(
+def random_walk(
     rng: np.random.Generator,
     frames: int,
     particles: int,
     shape: tuple[int, int],
     diffusivity_px2: float,
 ) -> np.ndarray:
+    """Return ``(t, particle, 2)`` positions of random walkers in a field with reflecting walls.
+
+    The steps along each axis are normal with the variance ``2 * diffusivity_px2``, so that the mean
+    squared displacement in the plane is ``4 * diffusivity_px2`` per frame.
+    """
     start = rng.uniform(size=(1, particles, 2)) * shape
     steps = rng.normal(scale=np.sqrt(2 * diffusivity_px2), size=(frames - 1, particles, 2))
     path = np.concatenate([start, start + np.cumsum(steps, axis=0)])
@@ -285,26 +326,36 @@ def _random_walk(
     return np.minimum(folded, period - folded) - 0.5
 
 
+def _texture(seed: np.random.SeedSequence, shape: tuple[int, int], grain_px: float) -> np.ndarray:
+    """Return a smooth random field of mean 0 and standard deviation 1."""
+    from scipy.ndimage import gaussian_filter
+
+    field = np.random.default_rng(seed).normal(size=shape)
+    if grain_px == 0:
+        return field
+    reach = math.ceil(4 * grain_px)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / grain_px) ** 2)
+    weights /= weights.sum()
+    # The energy of the kernel along each axis is what smoothing leaves of the variance.
+    return gaussian_filter(field, grain_px, mode="wrap") / (weights**2).sum()
+
+
 def _check(p: dict[str, Any]) -> None:
     height, width = p["size"]
-    for name, value in (("frames", p["frames"]), ("particles", p["particles"])):
-        if value < 1:
-            raise ShineError(f"{name} must be at least 1, not {value}.")
-    if min(height, width) < 1:
-        raise ShineError(f"size must be at least 1 pixel, not {height} × {width}.")
-    if p["seed"] < 0:
-        raise ShineError(f"seed must be 0 or positive, not {p['seed']}.")
-    positive = (
-        "pixel_size_nm", "frame_time_s", "dose_e_per_A2", "initial_diameter_nm",
-        "final_diameter_nm", "liquid_nm", "gold_mfp_nm", "water_mfp_nm", "window_mfp_nm",
-        "conversion", "dqe",
+    if p["particles"] < 1:
+        raise ShineError(f"particles must be at least 1, not {p['particles']}.")
+    check_numbers(
+        p,
+        positive=(
+            "pixel_size_nm", "frame_time_s", "dose_e_per_A2", "initial_diameter_nm",
+            "final_diameter_nm", "liquid_nm", "gold_mfp_nm", "water_mfp_nm", "window_mfp_nm",
+            "conversion", "dqe",
+        ),
+        not_negative=(
+            "diffusivity_px2", "window_nm", "growth_spread", "amorphous_contrast",
+            "amorphous_grain_nm",
+        ),
     )  # fmt: skip
-    for name in positive:
-        if not (np.isfinite(p[name]) and p[name] > 0):
-            raise ShineError(f"{name} must be a positive number, not {p[name]}.")
-    for name in ("diffusivity_px2", "window_nm", "growth_spread"):
-        if not (np.isfinite(p[name]) and p[name] >= 0):
-            raise ShineError(f"{name} must be 0 or a positive number, not {p[name]}.")
     growth = p["final_diameter_nm"] - p["initial_diameter_nm"]
     extremes = [growth * (1 + s * 2 * p["growth_spread"]) for s in (-1, 1)]
     largest = p["initial_diameter_nm"] + max(0.0, *extremes)

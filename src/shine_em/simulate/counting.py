@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["counted", "counting_noise_power", "counting_response"]
+__all__ = ["COINCIDENCE_PIXELS", "counted", "counting_noise_power", "counting_response"]
 
 # Pixels that the plus-shaped neighbourhoods of two pixels share, by their distance; None where
 # one pixel lies in the other's neighbourhood, so that not both can count.
 _PLUS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+COINCIDENCE_PIXELS = len(_PLUS)
 _SHARED: dict[tuple[int, int], int | None] = {
     **dict.fromkeys(_PLUS[1:], None),
     **dict.fromkeys(((1, 1), (1, -1), (-1, 1), (-1, -1)), 2),
@@ -108,7 +109,7 @@ def counting_noise_power(electrons: float, frames: int, f: np.ndarray, g: np.nda
         Cycles per pixel along x and y, of one shape.
     """
     rate = electrons / frames
-    count = rate * np.exp(-5 * rate)
+    count = rate * np.exp(-COINCIDENCE_PIXELS * rate)
     power = np.full(np.shape(f), count * (1 - count))
     for (dy, dx), shared in _SHARED.items():
         covariance = -(count**2) if shared is None else count**2 * np.expm1(rate * shared)
@@ -120,4 +121,4 @@ def counting_response(electrons: float, frames: int, f: np.ndarray, g: np.ndarra
     """Return how much of a small modulation at ``f``, ``g`` the coincidence loss leaves."""
     rate = electrons / frames
     around = 1 + 2 * np.cos(2 * np.pi * f) + 2 * np.cos(2 * np.pi * g)
-    return np.exp(-5 * rate) * (1 - rate * around)
+    return np.exp(-COINCIDENCE_PIXELS * rate) * (1 - rate * around)

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ShineError
-from .counting import counted, counting_noise_power, counting_response
+from .counting import COINCIDENCE_PIXELS, counted, counting_noise_power, counting_response
 from .scene import check_numbers
 
-__all__ = ["CAMERAS", "K2_LIKE_POINT_SPREAD", "Camera", "noise_correlation", "record", "spread"]
+__all__ = [
+    "CAMERAS", "K2_LIKE_POINT_SPREAD", "Camera", "camera_named", "noise_correlation", "record",
+    "spread",
+]  # fmt: skip
 
 # Weights at 0, 1 and 2 pixels from the pixel that an electron hits. They make the noise correlated
 # by 0.305, 0.039 and 0.002 at 1, 2 and 3 pixels, as measured on a K2-like camera.
@@ -343,6 +346,15 @@ class Camera:
             return counts.astype(np.float32)
         return np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
+    def expected_counts(self, electrons: float) -> float:
+        """Return the mean counts of a frame evenly lit by so many electrons per pixel."""
+        lost = 1.0
+        if self.counting_frames is not None:
+            lost = math.exp(
+                -COINCIDENCE_PIXELS * self.efficiency * electrons / self.counting_frames
+            )
+        return self.conversion * electrons * lost + self.dark
+
     def mtf(self, f: ArrayLike, g: ArrayLike = 0.0) -> np.ndarray:
         """Return the modulation transfer at ``f`` along x and ``g`` along y, cycles per pixel."""
         return _transfer(self.scatter, f, g) * _transfer(self.spread, f, g)
@@ -448,6 +460,13 @@ CAMERAS: dict[str, Camera] = {
         read_noise=3.0,
     ),
 }
+
+
+def camera_named(name: str) -> Camera:
+    """Return a camera of `CAMERAS`, or raise a `ShineError` that lists them."""
+    if name not in CAMERAS:
+        raise ShineError(f"camera={name!r} is not known. There are: {', '.join(CAMERAS)}.")
+    return CAMERAS[name]
 
 
 def _reach(sigma: float) -> int:
