@@ -19,6 +19,9 @@ __all__ = [
 ]
 
 _PIXEL_BUDGET = 250_000_000  # pixel values read for the statistics of pixels in a long movie
+# An atom's image reaches the pixels beside its centre with more than this share of its height,
+# even where it is as narrow as sampling allows (FWHM 1.2 px, integrated over the pixels).
+_BLUR = 0.22
 _Z = 8.0  # in standard errors: beyond chance among 10⁸ pixels, also with unequal variances
 
 
@@ -109,9 +112,12 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
 
     A hot pixel is brighter in the temporal mean than its neighbourhood, beyond its own noise,
     the neighbours' noise and their spread; a dead one is darker or does not change at all. Bad
-    pixels stand alone or in pairs: what spreads over its neighbours as the image of an atom or
-    a particle does is left alone.
+    pixels stand alone or in pairs, and stay: what may spread over its neighbours as the image of
+    an atom or a particle does, within the errors and in comparison with the picture's other
+    sharp peaks, is left alone.
     """
+    from scipy.special import ndtri
+
     n = pixels.n
     hot = np.zeros(pixels.mean.shape, bool)
     dead = hot.copy()
@@ -129,6 +135,12 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
     z_least = _Z if n >= 4 else 2.5 * _Z
     sigma = np.sqrt(np.maximum(theirs / n, spread**2))
     own_sigma = np.sqrt(own / n)  # large where a few frames made the mean, so less will do
+    side_error = np.sqrt(np.maximum(theirs, variance[:, _SIDES].mean(axis=1)) / (3 * n))
+    own_error = np.sqrt(np.maximum(theirs, own) / n)
+    half_patches = [_patches(half, y, x) for half in pixels.halves]
+    halves = np.stack([p[:, 12] - np.median(p[:, _RING], axis=1) for p in half_patches], axis=1)
+    within = own - 0.25 * np.diff(halves, axis=1)[:, 0] ** 2  # variance inside each half
+    half_error = np.sqrt(2 * np.maximum(theirs, within) / n)[:, None]
     dark = 0.0 if table.low[np.isfinite(table.low)].min() >= 0 else None
     floor = 0.5 * np.sqrt(theirs)
     height = excess[:, 12]
@@ -150,11 +162,19 @@ def find_bad_pixels(pixels: PixelStatistics, table: FrameTable) -> tuple[np.ndar
         beside = np.sort(sign * excess[:, _BESIDE], axis=1)
         sides = np.sort(sign * excess[:, _SIDES], axis=1)[:, :3].mean(axis=1)
         alone = clear & (beside[:, -2] < 0.25 * size) & (sides < 0.1 * size)
-        # Among many blurred peaks of a picture, noise makes some look alone.
+        # Noise may hide the blur of an atom: the sides must exclude it, not only fail to show it.
+        alone &= sides + 3 * np.hypot(side_error, _BLUR * own_error) < _BLUR * size
+        # Atoms look alike: whatever may be one of the picture's many sharp peaks is one of them.
         peak = (size > 0.5 * z_least * sigma) & (size > least) & (size > beside[:, -1])
-        blurred = peak & ~alone
-        if blurred.sum() > 3 * alone.sum():
-            alone &= size > 1.3 * np.quantile(size[blurred], 0.99)
+        if peak.any():
+            usual = float(np.median(sides[peak] / size[peak]))
+            if usual > 0.05:
+                z_all = -ndtri(0.001 / peak.sum())
+                error = np.hypot(side_error, usual * own_error)
+                alone &= sides + z_all * error < usual * size
+        # An atom may hop; what shines in one half of the frames only must stand alone for certain.
+        lasting = (sign * halves + 3 * half_error > 0.5 * size[:, None]).all(axis=1)
+        alone &= lasting | (sides + 5 * side_error < 0.1 * size)
         mask[y[alone], x[alone]] = True
     if hot.mean() > 0.01:  # one pixel in a hundred is a picture, not a defect
         hot[:] = False
