@@ -55,12 +55,15 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-simulate_app = App(
-    name="simulate",
-    help="Simulate movies whose truth is known.",
-    help_epilogue="Example: `shine simulate au-growth --frames 100 --size 512 -o scene`",
+app.command(
+    "shine_em.cli_simulate:app", name="simulate", help="Simulate movies whose truth is known."
 )
-app.command(simulate_app)
+app.command(
+    "shine_em.cli_benchmark:benchmark",
+    name="benchmark",
+    help="Compare methods on movies: PSNR, SSIM, time, memory, and the paper's panels.",
+    help_epilogue="Example: `shine benchmark au-growth --methods bm3d,n2v,lean -o bench`",
+)
 
 
 @app.command(help_epilogue="Example: `shine denoise movie.dm4 --time-budget 5min -o results/`")
@@ -310,41 +313,6 @@ def info(
 
         console.print()
         console.print(format_findings(examine(movie, thorough=True)), markup=False, soft_wrap=True)
-
-
-@simulate_app.command(
-    name="au-growth", help_epilogue="Example: `shine simulate au-growth --frames 24 --size 256`"
-)
-def simulate_au_growth(
-    *,
-    frames: Annotated[int, Parameter(help="Number of frames.")] = 100,
-    size: Annotated[int, Parameter(help="Width and height, px.")] = 512,
-    seed: Annotated[int, Parameter(help="Seed of everything random.")] = 0,
-    dose: Annotated[float, Parameter(help="Electrons per Å² and frame.")] = 20.0,
-    pixel_size: Annotated[float, Parameter(help="Pixel size, nm.")] = 1.045,
-    particles: Annotated[
-        int | None, Parameter(help="Number of particles (default: 350 in 512×512).")
-    ] = None,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the movies.")] = Path(
-        "au-growth"
-    ),
-    overwrite: Overwrite = False,
-) -> None:
-    """Au nanoparticles growing in a silicon nitride liquid cell (paper, fig. 1D).
-
-    Writes noisy.tif, truth.tif (expected counts, blurred by the detector but free of noise),
-    unblurred.tif and parameters.json.
-    """
-    from .display import Display
-    from .simulate import au_growth, save
-
-    with Display(console) as display:
-        scene = au_growth(
-            frames=frames, size=size, seed=seed, dose_e_per_A2=dose, pixel_size_nm=pixel_size,
-            particles=particles, progress=display.count("simulating"),
-        )  # fmt: skip
-    for name, path in save(scene, output, overwrite=overwrite).items():
-        console.print(f"{name:<10}  {path}", soft_wrap=True)
 
 
 @app.command(help_epilogue="Example: `shine demo -o demo`")

@@ -86,24 +86,31 @@ def au_growth(
     seed
         The same seed gives the same movie, whatever the number of workers.
     particles
-        Number of particles; None keeps the paper's density (350 in 512 × 512).
-    pixel_size_nm, frame_time_s
-        Calibration. The paper gives no frame time; it does not affect the picture.
+        Number of particles; by default the paper's density, 350 in 512 × 512 pixels.
+    pixel_size_nm
+        Width of a pixel.
+    frame_time_s
+        Time from frame to frame. The paper gives none; it does not affect the picture.
     dose_e_per_A2
         Incident electrons per Å² and frame.
     diffusivity_px2
         Diffusivity :math:`D_p` in square pixels per frame.
-    initial_diameter_nm, final_diameter_nm
-        Diameter in the first frame, and its mean over the particles in the last.
+    initial_diameter_nm
+        Diameter of all particles in the first frame.
+    final_diameter_nm
+        Mean diameter in the last frame.
     growth_spread
         Standard deviation of the particles' growth rates over their mean, cut off at two standard
         deviations; 0 makes all particles grow alike.
-    window_nm, liquid_nm
-        Thickness of each of the two windows, and of the water.
+    window_nm
+        Thickness of each of the two windows.
+    liquid_nm
+        Thickness of the water.
     gold_mfp_nm, water_mfp_nm, window_mfp_nm
-        Mean free paths for loss from the image: scattering past the objective aperture or, where
-        an energy filter is used, inelastic scattering. The values for water and silicon nitride
-        are those of the paper's simulator (Yao et al. 2020), which draws gold's from 20-80 nm.
+        Mean free path for loss from the image. That is scattering past the objective aperture or,
+        where an energy filter is used, inelastic scattering. The values for water and silicon
+        nitride are those of the paper's simulator (Yao et al. 2020), which draws gold's from
+        20-80 nm.
     conversion
         Counts per incident electron.
     dqe
@@ -118,13 +125,13 @@ def au_growth(
     point_spread
         Weights of an electron's signal at 0, 1, 2, ... pixels along each axis.
     amorphous_contrast
-        Strength of the amorphous texture; 1 is the mass-thickness contrast of independent atoms,
-        and out-of-focus images show several times that by phase contrast. The default leaves it
-        out, as the paper's simulator does: at 1 nm per pixel, 1 amounts to 0.9 % of the counts,
-        against noise of 20 %.
+        Strength of the texture of windows and water; 1 is the contrast of independent atoms.
+        Phase contrast makes images out of focus show several times that. The default leaves the
+        texture out: at 1 nm per pixel a strength of 1 is 0.9 % of the counts, against noise of
+        20 %.
     amorphous_grain_nm
-        Width of the texture's grains: the standard deviation of the Gaussian that smooths it
-        (``amorphous_contrast`` is that of the smoothed texture).
+        Width of the texture's grains, as the standard deviation of a Gaussian. The strength is
+        that of the smoothed texture.
     workers
         Threads; None for one per processor, up to eight.
     progress

@@ -70,16 +70,19 @@ def sparse_counting(
     seed
         The same seed gives the same movie, whatever the number of workers.
     particles
-        Number of particles; None for 8 in 512 × 512 pixels, and at least one.
-    pixel_size_nm, frame_time_s
-        Calibration.
+        Number of particles; by default 8 in 512 × 512 pixels, and at least one.
+    pixel_size_nm
+        Width of a pixel.
+    frame_time_s
+        Time from frame to frame.
     dose_e_per_A2
         Incident electrons per Å² and frame. With the pixel size it gives 0.6 electrons per pixel;
         one or more are refused.
     smallest_diameter_nm, largest_diameter_nm
-        Diameters are drawn evenly from this range.
+        Range from which diameters are drawn evenly.
     lattice_nm
-        Lattice constant; gold's gives fringes of 0.2355 nm (111) and 0.2039 nm (200).
+        Lattice constant of the crystals. Gold's gives fringes of 0.2355 nm (111) and 0.2039 nm
+        (200).
     fringe_contrast
         Amplitude :math:`c` of the fringes in the middle of the largest particle, 0 to 1.
     mfp_nm
@@ -89,7 +92,7 @@ def sparse_counting(
     rotation_deg
         Standard deviation of the turn from frame to frame.
     camera
-        A name in `shine_em.simulate.detector.CAMERAS`.
+        Name of the camera: ideal, k2, k2-counting, falcon or ccd.
     counting_rate_hz
         Internal frames per second of a camera that counts.
     workers

@@ -1,0 +1,205 @@
+"""``shine simulate NAME``: one command per scene, its options made from the scene's own function.
+
+A scene's keyword arguments and their descriptions stand in its docstring alone. Units that end a
+name (``pixel_size_nm``) move from the option's name into its help.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import App, Group, Parameter
+from rich.console import Console
+
+from .cli_options import RESULTS, Overwrite, Quiet
+from .errors import ShineError
+from .simulate import SCENES, Scene
+
+__all__ = ["app"]
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+app = App(
+    name="simulate",
+    help="Simulate movies whose truth is known.",
+    help_epilogue="Example: `shine simulate au-growth --frames 100 --size 512 -o scene`",
+    help_format="markdown",
+)
+
+_MOVIE = Group("Movie", sort_key=1)
+_PHYSICS = Group("Scene", help="Its physics and its detector.", sort_key=2)
+_UNITS = {
+    "e_per_A2": "e⁻/Å²", "nm_per_s": "nm/s", "nm_per_frame": "nm per frame",
+    "px2": "px² per frame", "px": "px", "A": "Å", "nm": "nm", "um": "µm", "mm": "mm", "s": "s",
+    "us": "µs", "mrad": "mrad", "deg": "°", "kV": "kV", "hz": "Hz", "K": "K", "eV": "eV",
+    "pA": "pA",
+}  # fmt: skip
+_COMMON = {
+    "frames": "Number of frames.",
+    "size": "Width and height in px, as 512, or height x width, as 300x400.",
+    "seed": "Seed of everything random.",
+    "workers": "Frames simulated side by side (default: one per processor, up to eight).",
+}
+_NOT_OPTIONS = ("progress", "cache")
+
+
+def _command(name: str) -> Callable[..., None]:
+    """Return a scene's command."""
+    function = SCENES[name]
+    text = inspect.getdoc(function) or ""
+    help_of = parameter_help(text)
+    hints = get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    bare = Counter(_without_unit(name)[0] for name in parameters)
+    options = []
+    for parameter in parameters.values():
+        if parameter.name in _NOT_OPTIONS or not _typed(hints[parameter.name], parameter.name):
+            continue
+        option, unit = _without_unit(parameter.name)
+        if bare[option] > 1:  # as settling_px and settling_us
+            option = parameter.name
+        words = _COMMON.get(parameter.name) or help_of.get(parameter.name, "")
+        kind: Any = str if parameter.name == "size" else hints[parameter.name]
+        annotation: Any = Annotated[
+            kind,
+            Parameter(
+                f"--{option.replace('_', '-')}",
+                group=_MOVIE if parameter.name in _COMMON else _PHYSICS,
+                help=f"{words} [{unit}]".strip() if unit else words,
+                negative_iterable="",
+            ),
+        ]
+        default = str(parameter.default) if parameter.name == "size" else parameter.default
+        options.append(parameter.replace(annotation=annotation, default=default))
+
+    def run(
+        *, output: Path = Path(name), overwrite: bool = False, quiet: bool = False, **chosen: Any
+    ) -> None:
+        _simulate(name, chosen, output=output, overwrite=overwrite, quiet=quiet)
+
+    output = Annotated[
+        Path,
+        Parameter(
+            ["--output", "-o"],
+            group=RESULTS,
+            help="Folder for the movies. A simulation that was stopped goes on from here.",
+        ),
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options += [
+        inspect.Parameter("output", keyword, default=Path(name), annotation=output),
+        inspect.Parameter("overwrite", keyword, default=False, annotation=Overwrite),
+        inspect.Parameter("quiet", keyword, default=False, annotation=Quiet),
+    ]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _simulate(
+    name: str, chosen: dict[str, Any], *, output: Path, overwrite: bool, quiet: bool
+) -> None:
+    from .display import Display
+    from .simulate import refuse_existing, save
+
+    if "size" in chosen:
+        chosen["size"] = _size(chosen["size"])
+    if not overwrite:
+        refuse_existing(output)
+    unfinished = output / "unfinished"
+    try:
+        with Display(console, quiet=quiet) as display:
+            scene = SCENES[name](
+                **chosen, cache=unfinished, progress=display.count(f"simulating {name}")
+            )
+            paths = save(scene, output, overwrite=overwrite)
+    except KeyboardInterrupt:
+        kept = len(list(unfinished.glob("*/frame_*.npz")))
+        errors.print(
+            f"Interrupted. {kept} finished frames are in {unfinished}; the same command goes on "
+            "from there.",
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for what, path in paths.items():
+        console.print(f"{what:<12}{path}", markup=False, soft_wrap=True)
+    console.print(_in_short(scene), markup=False, soft_wrap=True)
+
+
+def _in_short(scene: Scene) -> str:
+    import numpy as np
+
+    middle = len(scene.noisy) // 2
+    noisy, truth = (np.asarray(m.frame(middle), float) for m in (scene.noisy, scene.truth))
+    return (
+        f"Frame {middle}: mean {truth.mean():.4g} {scene.truth.intensity_unit}, contrast (SD) "
+        f"{truth.std():.3g}, noise (SD) {(noisy - truth).std():.3g}."
+    )
+
+
+def parameter_help(docstring: str) -> dict[str, str]:
+    """Return the first sentence about each parameter of a numpydoc docstring, without markup."""
+    _, _, rest = docstring.partition("Parameters\n----------\n")
+    section = re.split(r"\n\w[\w ]*\n-{3,}\n", rest)[0]
+    described: dict[str, str] = {}
+    for head, body in re.findall(r"^(\w[\w, ]*)\n((?:[ ]+.*\n?|\n)*)", section, re.MULTILINE):
+        words = " ".join(body.split())
+        words = re.sub(r":math:`([^`]*)`", r"\1", words).replace("`", "")
+        sentence = re.split(r"(?<=[.])\s+(?=[A-Z])", words)[0].rstrip(".")
+        if sentence.startswith("See "):  # says nothing to who cannot click on it
+            sentence = ""
+        for name in head.split(","):
+            described[name.strip()] = sentence
+    return described
+
+
+def _without_unit(name: str) -> tuple[str, str]:
+    """Split ``pixel_size_nm`` into ``pixel_size`` and ``nm``."""
+    for end, unit in _UNITS.items():
+        if name.endswith(f"_{end}"):
+            return name.removesuffix(f"_{end}"), unit
+    return name, ""
+
+
+def _typed(hint: Any, name: str) -> bool:
+    """Tell whether a value of this type can be typed on a command line."""
+    if name == "size" or hint in (int, float, str, bool, type(None)):
+        return True
+    origin = get_origin(hint)
+    if origin is Literal:
+        return True
+    inner = [a for a in get_args(hint) if a is not ...]
+    if origin in (Union, types.UnionType, tuple, list, Sequence):
+        return all(_typed(a, "") for a in inner)
+    return False
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    match = re.fullmatch(r"[(]?(\d+)(?:\s*[x×,]\s*(\d+))?[)]?", text.strip())
+    if match is None:
+        raise ShineError(f"--size {text}: give a width, as 512, or height x width, as 300x400.")
+    first, second = match.groups()
+    return int(first) if second is None else (int(first), int(second))
+
+
+for _name in SCENES:
+    if find_spec(f"shine_em.simulate.{_name.replace('-', '_')}") is None and "sparse" not in _name:
+        continue
+    app.command(
+        _command(_name),
+        name=_name,
+        help=(inspect.getdoc(SCENES[_name]) or "").partition("\n")[0],
+        help_epilogue=f"Example: `shine simulate {_name} --frames 8 --size 128 -o {_name}`",
+    )
