@@ -248,10 +248,10 @@ def _tasks(
     }  # fmt: skip
     version = metadata.version("shine-em")
 
-    def task(kind: str, stem: str, **more: Any) -> dict[str, Any]:
+    def task(kind: str, stem: str, *matters: str, **more: Any) -> dict[str, Any]:
+        """Describe a task; it is done again where one of the values that matter has changed."""
         values = {**base, "kind": kind, "method": stem, **more}
-        keys = ("kind", "method", "seed", "frames_in", *common)
-        settings = {k: values[k] for k in keys if k in values}
+        settings = {name: values[name] for name in ("kind", "method", *matters)}
         settings |= {"movie": case.fingerprint, "shine-em": version, "format": _FORMAT}
         values["settings"] = json.loads(json.dumps(settings))
         values["answer"] = str(place / f"{stem}.json")
@@ -260,8 +260,12 @@ def _tasks(
 
     yield task("noise", "noise")
     noise = str(place / "noise.json")
-    yield task("raw", RAW, title="noisy")
+    judged = ("halves",) if case.truth is None else ()
+    yield task("raw", RAW, *judged, title="noisy")
     for method in methods:
+        matters = ("hole", "device", *judged)
+        if method.needs_training:
+            matters += ("time_budget_s", "seed", "frames_in")
         ours = method.home.startswith("shine:")
         widths = [None if n == 5 else n for n in frames_in] if ours and frames_in else []
         for width in dict.fromkeys((None, *widths)):
@@ -270,14 +274,14 @@ def _tasks(
                 stem += f"-seed{seed + k}" if k else ""
                 title = method.title + (f", {width} frames" if width else "")
                 made = task(
-                    "method", stem, title=title, noise=noise, seed=seed + k, frames_in=width,
+                    "method", stem, *matters, title=title, noise=noise, seed=seed + k, frames_in=width,
                     output=str(place / f"{stem}.tif"),
                 )  # fmt: skip
                 yield made | {"method": method.name}
     if ceiling and case.truth is not None:
         budget = common["time_budget_s"]
         yield task(
-            "ceiling", CEILING, title="supervised on the truth",
+            "ceiling", CEILING, "time_budget_s", "seed", "device", title="supervised on the truth",
             output=str(place / f"{CEILING}.tif"),
             time_budget_s=None if budget is None else 10 * budget,
         )  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "plot_ceiling", "plot_input_frames", "plot_panels", "plot_scores"]
 
 _INK, _OURS, _RIVAL, _FAINT = "#222222", "#c2410c", "#94a3b8", "#64748b"
-_COLUMNS = 5  # pictures side by side
+_COLUMNS = 6  # pictures side by side
 _SHOWN = 5  # px around the centre of the noise heatmap
 _LABELS = {
     "psnr_affine": "PSNR, affine, dB",
@@ -93,8 +93,8 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
     """Return one frame as every method shows it, each with a detail below it.
 
     Intensities are matched to the truth by one least-squares line per movie, as in the "affine"
-    protocol, and shown between its 0.5 and 99.5 percentiles. The detail lies where the truth
-    varies most. The first picture is the truth, then the noisy frame with the noise heatmap.
+    protocol, and shown a little wider than its 0.5 and 99.5 percentiles. The detail lies where the
+    truth varies most. The first picture is the truth, then the noisy frame and its noise heatmaps.
 
     Parameters
     ----------
@@ -124,18 +124,20 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
     reference = tiles[0][1] if exact is not None else _smooth(raw)
     assert reference is not None
     low, high = np.percentile(reference, (0.5, 99.5))
+    low, high = low - 0.1 * (high - low), high + 0.15 * (high - low)
     detail = _detail(reference)
     scores = {o.title: o for o in _pictured(outcomes)}
     scores |= {o.title: o for o in outcomes if o.output is None and o.status == "done"}
 
-    shown = len(tiles) + (noise is not None)
-    rows = -(-shown // _COLUMNS)
+    heatmaps = 0 if noise is None else 1
+    first = len(tiles) - len(_pictured(outcomes))  # the heatmaps follow the noisy frame
+    rows = -(-(len(tiles) + heatmaps) // _COLUMNS)
     figure = Figure(figsize=(2.5 * _COLUMNS, 5.2 * rows), layout="constrained")
     grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
     for axis in grid.ravel():
         axis.axis("off")
     for k, (title, picture) in enumerate(tiles):
-        row, column = divmod(k, _COLUMNS)
+        row, column = divmod(k if k < first else k + heatmaps, _COLUMNS)
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
         above.set_title(_caption(title, scores.get(title), t), fontsize=9)
         if picture is None:
@@ -156,9 +158,8 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
             )
         )  # fmt: skip
     if noise is not None:
-        row, column = divmod(len(tiles), _COLUMNS)
-        _heatmap(grid[2 * row, column], noise.raw_correlation, noise.hole, "one raw frame")
-        _heatmap(grid[2 * row + 1, column], noise.difference_correlation, noise.hole, "noise")
+        _heatmap(grid[0, first], noise.raw_correlation, noise.hole, "one raw frame")
+        _heatmap(grid[1, first], noise.difference_correlation, noise.hole, "noise alone")
     name = outcomes[0].movie if outcomes else movie.name
     figure.suptitle(f"{name}, frame {t} of {len(movie)}", fontsize=11)
     return figure
@@ -205,7 +206,10 @@ def plot_scores(outcomes: Sequence[Outcome]) -> Figure:
     seconds = [mean([o.seconds for o in groups[title]]) for title in titles]
     cost.barh(range(1, len(titles) + 1), seconds, color=_FAINT, height=0.5)
     cost.set_xscale("symlog", linthresh=1.0)
-    cost.set_xlim(0, None)
+    most = np.nanmax([1.0, *seconds])
+    ticks = [0, *(10**k for k in range(6) if 10**k <= 1.5 * most)]
+    cost.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    cost.set_xlim(0, 1.5 * most)
     cost.set_xlabel("time, s (logarithmic from 1 s)")
     axes[0].set_yticks(range(1, len(titles) + 1), titles, fontsize=9)
     axes[0].invert_yaxis()

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 from rich.console import Console
 
+from .baselines import METHODS
 from .cli_options import Quiet
 from .errors import ShineError
 
@@ -29,10 +30,10 @@ def benchmark(
         ),
     ],
     output: Annotated[
-        Path, Parameter(["--output", "-o"], help="Folder for everything; gone on with if it exists.")
+        Path, Parameter(["--output", "-o"], help="Folder; an earlier benchmark in it goes on.")
     ],
     methods: Annotated[
-        str, Parameter(group=WHAT, help="Names with commas between them, or `all`.")
+        str, Parameter(group=WHAT, help=f"Names with commas between them, or `all`: {', '.join(METHODS)}.")
     ] = "all",
     time_budget: Annotated[
         str | None,

@@ -53,12 +53,7 @@ def paper(
     ShineError
         If the movie cannot be denoised or the time does not suffice.
     """
-    if hole is None and noise is not None:
-        hole = noise.hole
-    options = Options(
-        preset="paper", hole=hole, frames=frames, time_budget=time_budget_s, seed=seed,
-        device=device,
-    )  # fmt: skip
+    options = _options("paper", noise, hole, time_budget_s, seed, device, frames)
     return denoise(movie, options, progress=progress)
 
 
@@ -91,14 +86,24 @@ def lean(
     ShineError
         If the movie cannot be denoised or the time does not suffice.
     """
-    alone = hole is not None
-    if hole is None and noise is not None:
-        hole = noise.hole
-    options = Options(
-        hole=hole, frames=frames, ensemble=not alone, time_budget=time_budget_s, seed=seed,
-        device=device,
-    )  # fmt: skip
+    options = _options("lean", noise, hole, time_budget_s, seed, device, frames)
     return denoise(movie, options, progress=progress)
+
+
+def _options(
+    preset: str,
+    noise: NoiseStatistics | None,
+    hole: Hole | None,
+    seconds: float | None,
+    seed: int,
+    device: str,
+    frames: int,
+) -> Options:
+    """Return how to denoise: a given hole stands alone, the measured one in its ensemble."""
+    return Options(
+        preset=preset, hole=hole if hole or noise is None else noise.hole, ensemble=hole is None,
+        time_budget=seconds, seed=seed, device=device, frames=frames,
+    )  # fmt: skip
 
 
 def denoise(

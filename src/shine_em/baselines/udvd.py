@@ -54,6 +54,8 @@ def udvd(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
+    steps: int | None = None,
+    width: int = 96,
 ) -> Movie:
     """Denoise with UDVD (hole 1×1) or UDVD* (a larger hole), trained on the movie alone.
 
@@ -69,6 +71,10 @@ def udvd(
         Wall time for training; None for 50 passes over the frames, as in the authors' scripts.
     seed, device, progress
         See `shine_em.baselines.Method.run`.
+    steps
+        Exact number of training steps, for exact repeats; then ``time_budget_s`` is not used.
+    width
+        Channels of the decoders; see `UDVD`.
 
     Returns
     -------
@@ -90,7 +96,7 @@ def udvd(
             noise or noise_statistics(movie, skip_frames=blank, bad_pixels=health.bad_pixels)
         ).hole
     torch.manual_seed(seed)
-    network = UDVD(hole).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = UDVD(hole, width=width).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalisation = Normalisation.of(health)
     frames, hidden = hold_out(movie, health, 2)
     pool = PatchPool(
@@ -105,9 +111,10 @@ def udvd(
         return windows, windows[:, FRAMES // 2], torch.from_numpy(batch.weights)
 
     passes = 50 * len(Timeline(len(movie), health).targets())
+    budget = None if steps is not None else time_budget_s
     fit(
         network, draw, _held_out(movie, health, normalisation, frames, hidden),
-        pace=CosinePace(RATE, steps=passes, seconds=time_budget_s),
+        pace=CosinePace(RATE, steps=steps or passes, seconds=budget),
         optimisers=[torch.optim.Adam(network.parameters(), lr=RATE)],
         device=where, precision=precision, progress=progress,
     )  # fmt: skip
