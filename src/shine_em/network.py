@@ -325,7 +325,7 @@ class LeanNetwork(_Network):
         super().__init__(config)
         width = config.channels
         widths = [width, *[2 * width] * (self.levels - 1)]
-        self.stem = _Stem(config.frames + 1, width, shifts=config.centre)
+        self.stem = _Stem(range(config.frames), config.frames, width)
         self.trunk = nn.ModuleList()
         self.donuts = nn.ModuleList([Donut(width, width, level=0, spread=1, reach=0, bias=True)])
         self.heads = nn.ModuleList()
@@ -388,17 +388,44 @@ class LeanNetwork(_Network):
 
 
 class _Stem(nn.Module):
-    """A 3×3 convolution over frames that changes its weights with the neighbours out of place."""
+    """A 3×3 convolution over frames that changes its weights with the neighbours out of place.
 
-    def __init__(self, inputs: int, outputs: int, *, shifts: int) -> None:
+    Where ``shift`` frames on one side of the centre are missing, those on the other side take over
+    their weights, as if time were mirrored at the centre, and the frames that stand in for the
+    missing ones have weights of their own. Those, and corrections of all others, are learned.
+
+    Parameters
+    ----------
+    slots
+        Window positions of the input's channels; a channel more says where the frame ends.
+    frames
+        Frames in a window.
+    outputs
+        Features.
+    """
+
+    mirrored: Tensor
+
+    def __init__(self, slots: Sequence[int], frames: int, outputs: int) -> None:
         super().__init__()
+        inputs = len(slots) + 1
+        half = frames // 2
         self.conv = _conv3(inputs, outputs)
-        self.changes = nn.Parameter(torch.zeros(shifts * outputs, inputs, 3, 3))
+        self.changes = nn.Parameter(torch.zeros(half * outputs, inputs, 3, 3))
+        mirrored = torch.eye(inputs).repeat(half + 1, 1, 1)
+        for shift in range(1, half + 1):
+            for missing in range(frames - shift, frames):
+                twin = frames - 1 - missing
+                if missing in slots and twin in slots:
+                    i, j = slots.index(missing), slots.index(twin)
+                    mirrored[shift, [i, j], [i, i]] = mirrored.new_tensor([0.0, 1.0])
+        self.register_buffer("mirrored", mirrored, persistent=False)
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
         weight = self.conv.weight
         if shift:
-            weight = weight + self.changes.chunk(len(self.changes) // len(weight))[shift - 1]
+            changes = self.changes.chunk(len(self.changes) // len(weight))[shift - 1]
+            weight = torch.einsum("ji,oi...->oj...", self.mirrored[shift], weight) + changes
         return F.conv2d(x, weight, self.conv.bias, padding=1)
 
 
@@ -414,7 +441,7 @@ class _OpenBranch(nn.Module):
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
-        self.enter = _Stem(len(config.open_slots) + 1, width, shifts=config.centre)
+        self.enter = _Stem(config.open_slots, config.frames, width)
         self.halve = _halve(width, 2 * width)
         self.middle = _conv3(2 * width, 2 * width)
         self.coarse = nn.ModuleList((_conv3(2 * width, 2 * width), _conv3(2 * width, 2 * width)))

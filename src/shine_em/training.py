@@ -78,7 +78,7 @@ class TrainingSettings:
     hole: Hole = (3, 3)
     turn: bool = True
     reverse: bool = True
-    one_sided: float = 0.2
+    one_sided: float = 0.3
     blinded_lags: tuple[int, ...] = ()
     validation_frames: int = 2
     validate_every: float = 0.1
