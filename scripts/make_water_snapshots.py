@@ -7,8 +7,10 @@ energy minimisation, then NVT with a Nosé–Hoover thermostat, 1 fs steps, 100 
 100 fs. The paper used LAMMPS; this uses OpenMM (``pip install "shine-em[water]"``).
 
 What the paper leaves open is chosen here: 300 K; rigid molecules (TIP3P is a rigid model);
-Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald; start on a randomly thinned grid
-with random orientations, which melts within some ps.
+Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald. And one saving: molecules placed at
+random are minimised and melted for 10 ps in an eighth of the box, 2 × 2 × 2 copies of that with
+fresh random velocities start the 100 ps. The copies part within a picosecond or two, because
+water forgets (molecules diffuse 3 Å in 3 ps), and no time of the big box goes into melting.
 
     python scripts/make_water_snapshots.py run WORKDIR          # hours on few cores; resumes
     python scripts/make_water_snapshots.py pack WORKDIR OUTPUT  # any time, of what is there
@@ -35,7 +37,7 @@ LENGTH_PS = 100.0
 OH_A = 0.9572
 HOH_DEGREES = 104.52
 CUTOFF_A = 8.0
-MINIMISER_STEPS = 30  # enough to take the strain from a start that has no overlaps
+MELTING_PS = 10.0
 # toppar_water_ions.str; unlike the original TIP3P the hydrogens have a Lennard-Jones site.
 CHARMM_TIP3P = {
     "O": {"charge": -0.834, "half_rmin_A": 1.7682, "epsilon_kcal": 0.1521},
@@ -114,10 +116,29 @@ def build(box_A: tuple[float, float, float], molecules: int, seed: int, threads:
     return simulation
 
 
+def melted(
+    box_A: tuple[float, float, float], molecules: int, seed: int, threads: int
+) -> np.ndarray:
+    """Return ``(atom, 3)`` Å: liquid water in the box, made of eight copies of an eighth of it."""
+    from openmm import unit
+
+    half = (box_A[0] / 2, box_A[1] / 2, box_A[2] / 2)
+    simulation = build(half, molecules // 8, seed, threads)
+    simulation.minimizeEnergy(maxIterations=300)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
+    simulation.step(round(MELTING_PS * 1000 / STEP_FS))
+    state = simulation.context.getState(getPositions=True)
+    atoms = state.getPositions(asNumpy=True).value_in_unit(unit.angstrom)
+    corners = np.stack(np.meshgrid(*[(0.0, side) for side in half], indexing="ij"), axis=-1)
+    return np.concatenate([atoms + corner for corner in corners.reshape(-1, 3)])
+
+
 def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: int) -> None:
     """Run or resume the dynamics; every frame goes to ``workdir/trajectory.npy`` at once."""
     from openmm import unit
 
+    if molecules % 8:
+        raise SystemExit("--molecules must be a multiple of 8.")
     workdir.mkdir(parents=True, exist_ok=True)
     scale = (molecules / MOLECULES) ** (1 / 3)
     box_A = tuple(float(b * scale) for b in BOX_A)
@@ -138,9 +159,9 @@ def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: 
             workdir / "trajectory.npy", "w+", np.float32, (total, molecules, 3, 3)
         )
         began = time.monotonic()
-        simulation.minimizeEnergy(maxIterations=MINIMISER_STEPS)
+        simulation.context.setPositions(melted(box_A, molecules, seed, threads) * 0.1)
         simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
-        print(f"minimised in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"melted in {time.monotonic() - began:.0f} s", flush=True)
     freedom = 6 * molecules - 3  # rigid molecules, the centre of mass at rest
     began, first = time.monotonic(), done
     while done < total:
@@ -217,7 +238,7 @@ def main() -> None:
     packer.add_argument("workdir", type=Path)
     packer.add_argument("output", type=Path)
     packer.add_argument("--snapshots", type=int, default=32)
-    packer.add_argument("--from-ps", type=float, default=20.0, help="before it: equilibration")
+    packer.add_argument("--from-ps", type=float, default=20.0, help="time before it is left out")
     checker = commands.add_parser("check", help="print temperature and diffusion")
     checker.add_argument("workdir", type=Path)
     options = vars(parser.parse_args())
