@@ -274,8 +274,8 @@ def _tasks(
                 stem += f"-seed{seed + k}" if k else ""
                 title = method.title + (f", {width} frames" if width else "")
                 made = task(
-                    "method", stem, *matters, title=title, noise=noise, seed=seed + k, frames_in=width,
-                    output=str(place / f"{stem}.tif"),
+                    "method", stem, *matters, title=title, noise=noise, seed=seed + k,
+                    frames_in=width, output=str(place / f"{stem}.tif"),
                 )  # fmt: skip
                 yield made | {"method": method.name}
     if ceiling and case.truth is not None:

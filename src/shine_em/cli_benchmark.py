@@ -33,7 +33,8 @@ def benchmark(
         Path, Parameter(["--output", "-o"], help="Folder; an earlier benchmark in it goes on.")
     ],
     methods: Annotated[
-        str, Parameter(group=WHAT, help=f"Names with commas between them, or `all`: {', '.join(METHODS)}.")
+        str,
+        Parameter(group=WHAT, help=f"Names with commas, or `all`: {', '.join(METHODS)}."),
     ] = "all",
     time_budget: Annotated[
         str | None,
