@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,14 @@ def pack(workdir: Path, output: Path, *, snapshots: int, from_ps: float) -> None
         output,
         (np.asarray(trajectory[i], np.float64) for i in picked),
         box_A=facts["box_A"],
-        times_ps=(picked + 1) * FRAME_FS / 1000,
-        simulated_ps=done * FRAME_FS / 1000,
-        seed=facts["seed"],
+        facts={
+            "model": "CHARMM TIP3P, rigid; NVT, Nosé–Hoover, 1 fs steps",
+            "software": f"OpenMM {version('openmm')}",
+            "temperature_K": TEMPERATURE_K,
+            "simulated_ps": round(done * FRAME_FS / 1000, 3),
+            "times_ps": [round(float(t), 3) for t in (picked + 1) * FRAME_FS / 1000],
+            "seed": facts["seed"],
+        },
     )
     print(f"{len(picked)} snapshots, {output.stat().st_size / 1e6:.2f} MB")
 
