@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from shine_em.errors import ShineError
 from shine_em.simulate import SCENES, Scene, au_growth, save
 from shine_em.simulate.au_growth import gold_thickness
-from shine_em.simulate.detector import (
-    K2_LIKE_POINT_SPREAD,
-    noise_correlation,
-    record,
-    spread,
-)
+from shine_em.simulate.point_spread import K2_LIKE_POINT_SPREAD
 
 
 @pytest.fixture(scope="module")
@@ -84,41 +79,6 @@ def test_noise_is_correlated_as_on_the_target_camera(scene: Scene) -> None:
     diagonal = (noise[:, 1:, 1:] * noise[:, :-1, :-1]).mean() / (noise**2).mean()
     assert diagonal == pytest.approx(0.305**2, abs=0.012)
     assert correlation_at(noise, 1, 0) == pytest.approx(0, abs=0.012)
-
-
-def test_noise_reaches_the_border_unchanged() -> None:
-    electrons = np.full((40, 40), 200.0)
-    rng = np.random.default_rng(0)
-    recorded = np.stack([record(electrons, rng, dqe=0.5)[0] for _ in range(400)])
-    variance = recorded.var(axis=0)
-    edge = np.concatenate([variance[0], variance[-1], variance[:, 0], variance[:, -1]])
-    assert edge.mean() == pytest.approx(variance[5:-5, 5:-5].mean(), rel=0.04)
-
-
-def test_truth_is_the_mean_of_many_recordings() -> None:
-    rng = np.random.default_rng(1)
-    electrons = rng.uniform(50, 500, (16, 16))
-    repeats = 600
-    recordings = [record(electrons, rng, conversion=2.0, dqe=0.2) for _ in range(repeats)]
-    mean = np.mean([noisy for noisy, _ in recordings], axis=0)
-    expected = recordings[0][1]
-    error = np.std([noisy for noisy, _ in recordings], axis=0) / np.sqrt(repeats)
-    assert np.abs((mean - expected) / error).max() < 5
-
-
-@pytest.mark.parametrize("point_spread", [(1.0,), (1.0, 0.5), (1.0, 0.3, 0.1, 0.05)])
-def test_point_spread_keeps_the_signal_and_gives_its_correlation(
-    point_spread: tuple[float, ...],
-) -> None:
-    border = len(point_spread) - 1
-    delta = np.zeros((41, 41))
-    delta[20, 20] = 7.0
-    blurred = spread(delta, point_spread)
-    assert blurred.shape == (41 - 2 * border, 41 - 2 * border)
-    assert blurred.sum() == pytest.approx(7.0, rel=1e-6)
-    noise = spread(np.random.default_rng(0).normal(size=(500, 500)), point_spread)
-    measured = [correlation_at(noise, d, 1) for d in (1, 2, 3)]
-    np.testing.assert_allclose(measured, noise_correlation(point_spread, 3), atol=0.012)
 
 
 def test_mean_squared_displacement_is_4_d_per_frame() -> None:

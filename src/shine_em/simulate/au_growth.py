@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import ShineError
 from ..movie import Movie
-from .detector import K2_LIKE_POINT_SPREAD, noise_correlation, record
 from .frames import run_frames
+from .point_spread import K2_LIKE_POINT_SPREAD, noise_correlation, record
 from .scene import Scene, check_numbers, check_plan, simulated_movie
 
 __all__ = ["au_growth", "gold_thickness", "random_walk"]
@@ -61,7 +61,7 @@ def au_growth(
 
     with the dose :math:`D`, the pixel's width :math:`a` and the thickness :math:`t_{Au}` of gold
     in projection, which adds up where particles overlap, up to the depth of the liquid.
-    `shine_em.simulate.detector.record` makes counts of the expected electrons :math:`N`.
+    `shine_em.simulate.point_spread.record` makes counts of the expected electrons :math:`N`.
 
     Windows and water are amorphous: the number of atoms above a pixel is random. For independent
     atoms of the density :math:`\rho` a layer's optical depth :math:`t / \lambda` varies with the
