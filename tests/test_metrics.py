@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from shine_em import metrics
@@ -124,6 +124,38 @@ def test_movie_functions_take_movies_and_frames_one_by_one() -> None:
     assert np.isinf(metrics.movie_psnr(truth, truth, protocol="range")).all()
 
 
+def test_movie_ssim_agrees_with_scikit_image_after_one_fit_and_one_peak() -> None:
+    rng = np.random.default_rng(3)
+    truth = np.stack([(1 + i) * scene(seed=i) for i in range(3)])  # each frame has its own range
+    movie = 5 * (truth + rng.normal(0, 0.15, truth.shape)) + 40
+    fitted = np.polyval(np.polyfit(movie.ravel(), truth.ravel(), 1), movie)
+    how = {"win_size": 11, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    peak = float(np.ptp(truth))
+    for protocol, images in (("affine", fitted), ("range", movie)):
+        expected = [
+            structural_similarity(y, x, data_range=peak, **how)
+            for x, y in zip(images, truth, strict=True)
+        ]
+        found = metrics.movie_ssim(movie, truth, protocol=protocol)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    eight = [np.rint(255 * (a - a.min()) / np.ptp(a)) for a in (truth[1], movie[1])]
+    assert metrics.ssim(movie[1], truth[1], protocol="minmax") == pytest.approx(
+        structural_similarity(*eight, data_range=255, **how)
+    )
+
+
+def test_psnr_of_gaussian_noise_is_range_over_sigma() -> None:
+    rng = np.random.default_rng(0)
+    truth = 7 * scene((256, 256))
+    image = truth + rng.normal(0, 0.35, truth.shape)
+    expected = 20 * np.log10(np.ptp(truth) / 0.35)
+    assert metrics.psnr(image, truth, protocol="range") == pytest.approx(expected, abs=0.05)
+    # The best line shrinks the image by s / (s + n): what remains of the error is n s / (s + n).
+    signal, noise = truth.var(), 0.35**2
+    expected = 10 * np.log10(np.ptp(truth) ** 2 * (signal + noise) / (signal * noise))
+    assert metrics.psnr(image, truth) == pytest.approx(expected, abs=0.05)
+
+
 def test_bad_pairs_are_refused_in_plain_words() -> None:
     image = np.zeros((12, 12))
     with pytest.raises(ShineError, match="different shapes"):
@@ -137,6 +169,21 @@ def test_bad_pairs_are_refused_in_plain_words() -> None:
 
 
 # --- SNR -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32, np.float64])
+def test_correlation_is_pearson_s_also_far_from_zero(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(40, 30))
+    a, b = (
+        (50_000 + 300 * (shared + rng.normal(0, 0.8, shared.shape))).astype(kind) for _ in range(2)
+    )
+    expected = np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+    assert metrics.correlation(a, b) == pytest.approx(expected, abs=1e-10)
+    assert metrics.correlation(a, -3.0 * a.astype(float)) == pytest.approx(-1)
+    assert metrics.correlation(a, a) <= 1
+    with pytest.raises(ShineError, match="different shapes"):
+        metrics.correlation(a, b[1:])
 
 
 def test_snr_of_equation_5() -> None:
@@ -209,6 +256,19 @@ def test_frc_of_independent_noise_is_below_the_half_bit_curve() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 128, 100))
     frc = metrics.fourier_ring_correlation(a, b)
     assert (frc.correlation[5:] < frc.threshold("half-bit")[5:]).all()
+
+
+def test_the_half_bit_curve_has_its_published_limits() -> None:
+    # van Heel and Schatz (2005): an SNR of 0.2071 in each half set; with one pixel nothing is safe.
+    n = np.array([1, 10, 10**12])
+    frc = metrics.FRC(np.array([0.1, 0.2, 0.5]), np.ones(3), n)
+    snr = 0.2071
+    assert frc.threshold("half-bit")[0] == pytest.approx(1, abs=1e-3)
+    assert frc.threshold("half-bit")[2] == pytest.approx(snr / (1 + snr), abs=1e-5)
+    root = 2 * np.sqrt(snr / 10)  # signal and noise are correlated by chance among 10 pixels
+    between = (snr + root + 1 / np.sqrt(10)) / (1 + snr + root)
+    assert frc.threshold("half-bit")[1] == pytest.approx(between, abs=1e-3)
+    np.testing.assert_array_equal(frc.threshold(0.143), [0.143] * 3)
 
 
 # --- residual test ---------------------------------------------------------------------------
@@ -285,6 +345,31 @@ def test_exaggerated_contrast_and_empty_pictures_are_named() -> None:
         residual_structure(frames, [picture])
     with pytest.raises(ShineError, match="odd side"):
         residual_structure(frames, [picture] * 16, np.ones((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kept", "outcomes"), [(1.0, {"clear"}), (0.8, {"faint"}), (0.5, {"structure"})]
+)
+def test_noise_of_the_frame_itself_is_not_taken_for_picture(
+    kept: float, outcomes: set[str]
+) -> None:
+    rng = np.random.default_rng(4)
+    picture = 0.25 * gaussian_filter(scene((128, 128)), 2)
+    raw = np.array([picture + noise("white", rng, picture) for _ in range(40)])
+    # A plain filter that keeps the whole picture (for kept = 1) and some of each frame's noise.
+    denoised = kept * gaussian_filter(uniform_filter1d(raw, 5, axis=0), (0, 1, 1))
+    result = residual_structure(raw - denoised, denoised)
+    assert result.apart
+    assert result.same_frame > (1 - kept) / kept + 0.2
+    # The blur takes its own small share.
+    lost, error = result.contrast
+    assert -4 * error < lost - (1 - kept) < 0.03 + 4 * error
+    assert result.outcome in outcomes, result.verdict
+    assert result.power == pytest.approx(lost**2, rel=1e-6) or lost < 0
+    assert f"{100 * result.power:.1f} ± {100 * result.power_error:.1f} %" in result.verdict
+    alone = residual_structure((raw - denoised)[:4], denoised[:4])
+    assert not alone.apart  # no frame far enough away: the slope counts the noise as well
+    assert alone.leftover == alone.same_frame
 
 
 def _correlation(frames: list[np.ndarray], reach: int = 8) -> np.ndarray:

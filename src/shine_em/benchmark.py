@@ -317,7 +317,7 @@ def _done(task: dict[str, Any], limit: float, tell: Callable[[str, float], None]
     too_long = False
     try:
         while process.is_alive() and not too_long:
-            if hears.poll(0.2):
+            if hears.poll(max(0.0, min(0.2, begun + limit - time.monotonic()))):
                 try:
                     tell(*hears.recv())
                 except EOFError:

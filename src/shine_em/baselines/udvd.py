@@ -40,7 +40,7 @@ __all__ = ["UDVD", "udvd"]
 FRAMES = 5
 RATE = 1e-3  # the authors' 1e-4 is meant for days on a GPU; within minutes this is far better
 _STRIDE = 4  # two poolings
-# How far around a pixel the input matters: two U-Nets of 76 rows each, rounded up.
+# How far around a pixel the input matters: 143 rows beside its hole, rounded up.
 _HALO = 160
 _TILE = 640  # widest tile, halo included: under about 2 GB
 
