@@ -20,7 +20,7 @@ from .filters import finite, map_frames, noise_covariance
 
 __all__ = ["bm3d", "bm3d_correlated", "noise_power"]
 
-_BLOCK = 8  # px, of BM3D's patches
+_SMALLEST = 16  # px; BM3D crashes where its 8×8 blocks have no room to be moved
 # BM3D divides by the noise power: none may be nearly zero.
 _LEAST_POWER = 0.01
 
@@ -47,7 +47,7 @@ def bm3d(
     Raises
     ------
     ShineError
-        If frames are smaller than 8 pixels.
+        If frames are smaller than 16 pixels.
 
     References
     ----------
@@ -77,7 +77,7 @@ def bm3d_correlated(
     Raises
     ------
     ShineError
-        If frames are smaller than 8 pixels.
+        If frames are smaller than 16 pixels.
 
     References
     ----------
@@ -121,9 +121,9 @@ def _run(
     progress: Callable[[str, float], None] | None,
 ) -> Movie:
     package = _package()
-    if min(movie.shape[1:]) < _BLOCK:
+    if min(movie.shape[1:]) < _SMALLEST:
         raise ShineError(
-            f"{movie.name}: BM3D needs frames of {_BLOCK} px and more, "
+            f"{movie.name}: BM3D needs frames of {_SMALLEST} px and more, "
             f"not {movie.shape[1]}×{movie.shape[2]}."
         )
     if not np.max(noise) > 0:  # nothing to remove
