@@ -13,7 +13,6 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -195,8 +194,6 @@ def _size(text: str) -> int | tuple[int, int]:
 
 
 for _name in SCENES:
-    if find_spec(f"shine_em.simulate.{_name.replace('-', '_')}") is None and "sparse" not in _name:
-        continue
     app.command(
         _command(_name),
         name=_name,
