@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import ShineError
 from ..movie import Movie
+from .frames import run_frames
 from .haadf import REACH_NM, THERMAL_NM, atom_profile, scattered_fraction
 from .scan import Scan, StemDetector, pixel_of, record_scan, response_correlation, visited
 from .scene import Scene, check_numbers, check_plan, simulated_movie
@@ -109,7 +109,7 @@ def stem_mos2(
         Align the recorded frames by their known drift: whole pixels by shifting the scan, the
         rest by linear interpolation (then the movie is float32).
     workers, progress, cache
-        See `shine_em.simulate.frames`.
+        See `shine_em.simulate.frames.run_frames`.
 
     Returns
     -------
@@ -218,14 +218,14 @@ def stem_mos2(
         pt=pt_nm,
         seeds=tuple(frame_seeds),
     )
-    noisy = np.empty((frames, *shape), np.float32 if drift_correction else np.uint16)
-    truth = np.empty((frames, *shape), np.float32)
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for t, (counts, expected) in enumerate(pool.map(series.record, range(frames))):
-            noisy[t], truth[t] = counts, expected
-            if progress is not None:
-                progress(t + 1, frames)
-
+    stacks = run_frames(
+        series.record,
+        frames,
+        identity=parameters,
+        workers=workers,
+        progress=progress,
+        cache=cache,
+    )
     frame_time_s = scan.frame_time_s(recorded)
     dose = electrons_per_pixel / (10 * pixel_size_nm) ** 2
     correlation = response_correlation(dwell_time_s, response_time_s)
@@ -235,9 +235,9 @@ def stem_mos2(
     parameters["noise_correlation_along_lines"] = correlation.tolist()
     parameters["peak_fraction"] = {k: float(v[0]) for k, v in profiles.items()}
 
-    def movie(data: np.ndarray, name: str, did: str) -> Movie:
+    def movie(name: str, did: str) -> Movie:
         return simulated_movie(
-            data,
+            stacks[name],
             name=name,
             did=did + (", aligned by interpolation" if drift_correction else ""),
             parameters=parameters,
@@ -248,8 +248,8 @@ def stem_mos2(
 
     return Scene(
         name="stem-mos2",
-        noisy=movie(noisy, "noisy", "scanned with noise"),
-        truth=movie(truth, "truth", "expected counts at the places that the probe visited"),
+        noisy=movie("noisy", "scanned with noise"),
+        truth=movie("truth", "expected counts at the places that the probe visited"),
         parameters=parameters,
         coordinates=_coordinates(series, shape, pt_site),
     )
@@ -272,7 +272,7 @@ class _Series:
     pt: np.ndarray
     seeds: tuple[np.random.SeedSequence, ...]
 
-    def record(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def record(self, t: int) -> dict[str, np.ndarray]:
         """Return the noisy and the expected counts of frame ``t``, ``(y, x)`` each."""
         rng = np.random.default_rng(self.seeds[t])
         lead = self.detector.lead(self.scan.dwell_time_s)
@@ -297,8 +297,9 @@ class _Series:
         )
         counts = np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max)
         if self.shift_px is None:
-            return counts, expected
-        return _interpolated(counts, self.shift_px[t]), _interpolated(expected, self.shift_px[t])
+            return {"noisy": counts.astype(np.uint16), "truth": expected}
+        shift = self.shift_px[t]
+        return {"noisy": _interpolated(counts, shift), "truth": _interpolated(expected, shift)}
 
 
 def _interpolated(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
