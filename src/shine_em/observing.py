@@ -161,7 +161,7 @@ class Observer:
         if t in self._kept:
             self._pairs.append((_shrunk(pair[0], self._shrink), _shrunk(pair[1], self._shrink)))
         if self._residual is not None and t in self._tested:
-            self._residual.add((pair[0] - pair[1])[self._middle], pair[1][self._middle])
+            self._residual.add((pair[0] - pair[1])[self._middle], pair[1][self._middle], frame=t)
         if t == self._pictured:
             a, b = (image[self._middle] for image in pair)
             self._spectrum = Spectrum(t, _log_power(a), _log_power(b), _log_power(a - b))

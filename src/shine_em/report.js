@@ -5,7 +5,8 @@
   const player = $("player"), canvas = $("picture"), handle = $("handle"), slider = $("slider");
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const { width, height } = data;
-  const state = { frame: 0, wipe: 0.5, view: "wipe", contrast: "shared", timer: 0 };
+  // The first frames of a movie are its worst: they have neighbours on one side only.
+  const state = { frame: data.frames.length >> 1, wipe: 0.5, view: "wipe", contrast: "shared", timer: 0 };
   const loaded = new Map();
 
   // Pixel values come as 8-bit PNGs over a known range; decoded once, when first shown.

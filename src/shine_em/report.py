@@ -17,7 +17,7 @@ from .doctor import Finding
 from .errors import ShineError
 from .noise import NoiseStatistics
 from .observing import Observations
-from .residual import ResidualTest
+from .residual import ResidualTest, with_error
 from .viewing import percentile_range, scale_bar, shared_contrast
 
 __all__ = ["ReportData", "methods_text", "write_report"]
@@ -157,9 +157,11 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
         text.append(_training_sentence(training))
     result = result or _residual_test(report)
     if result is not None and math.isfinite(result.leftover):
+        how = "a denoised frame further away in time" if result.apart else "the denoised frame"
         text.append(
-            f"Regressed on the denoised picture, the residual (raw − denoised) of {result.frames} "
-            f"frames contained {_percent(result)} of the picture's contrast."
+            f"Regressed on {how}, the residual (raw − denoised) of {result.frames} frames "
+            f"contained {_contrast(result)} of the picture's contrast "
+            f"({_power(result)} of its power)."
         )
     if report.halves_snr:
         raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
@@ -316,8 +318,8 @@ def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, s
         tiles.append(
             (
                 "Picture in the residual",
-                _percent(result),
-                "of its contrast; 0 is right",
+                _power(result),
+                f"of its power ({_contrast(result)} of its contrast); 0 is right",
             )
         )
     if report.halves_snr:
@@ -418,8 +420,12 @@ def _data_url(encoded: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
 
 
-def _percent(result: ResidualTest) -> str:
-    return f"{100 * result.leftover:.1f} ± {100 * result.leftover_error:.1f} %".replace("-", "−")
+def _contrast(result: ResidualTest) -> str:
+    return with_error(*result.contrast)
+
+
+def _power(result: ResidualTest) -> str:
+    return with_error(result.power, result.power_error)
 
 
 def _hole(hole: Any) -> str:

@@ -4,11 +4,21 @@ A good denoiser removes noise and nothing else, so what it removed must be unrel
 picture and correlated from pixel to pixel as the noise is. Two checks follow:
 
 1. *Leftover picture.* The residual is regressed on the denoised picture: residual = a · picture +
-   noise. ``a`` is the share of the picture's contrast that was removed with the noise (0 is
-   right). The regression is the matched filter for correlated noise: frame and picture are
-   divided by the local noise level, each spatial frequency is divided by the residual's own power
-   there, and counts by its own signal-to-noise ratio, so that the picture's frequencies speak and
-   empty ones keep silent. Without leftovers a/σ(a) is a standard normal number.
+   noise. ``a / (1 + a)`` is the share of the picture's contrast that was removed with the noise (0
+   is right), and its square the share of the picture's power. A denoised frame also holds some of
+   its own frame's noise (any filter lets some pass, at −14 dB much), and that noise is in the
+   residual too: regressed on its own frame, the residual of a perfect Wiener filter has the slope
+   noise/signal although nothing is left. So each residual is regressed with the help of a denoised
+   frame further away in time, which shares its picture and none of its noise (an instrumental
+   variable): a = <residual(t) · picture(t')> / <picture(t) · picture(t')>. The regression is the
+   matched filter for correlated noise: frame and picture are divided by the local noise level,
+   each spatial frequency is divided by the residual's own power there, and counts by its own
+   signal-to-noise ratio, so that the picture's frequencies speak and empty ones keep silent.
+   Without leftovers a/σ(a) is a standard normal number. What the slope on the frame itself shows
+   beyond ``a`` is covariance of the noise with the denoised frame, by which noise alone makes the
+   denoised frame wrong (the covariance penalty of Efron, J. Am. Stat. Assoc. 99, 619, 2004; a
+   lower bound of it, which motion cannot feign): leftovers weaker than that are told, but no
+   reason for alarm.
 2. *Autocorrelation.* The residual's autocorrelation is compared with the measured noise
    correlation: structure of any shape, also such that the denoised picture lost altogether, makes
    the residual more correlated than the noise.
@@ -20,7 +30,8 @@ a thousand is significant and means nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,14 +39,17 @@ import numpy as np
 from .errors import ShineError
 from .movie import Movie
 
-__all__ = ["ResidualSpectra", "ResidualTest", "residual_structure"]
+__all__ = ["ResidualSpectra", "ResidualTest", "residual_structure", "with_error"]
 
-LEFTOVER = 0.03  # share of the picture's contrast from which a leftover is worth a warning
+LEFTOVER = 0.03  # slope from which a leftover is worth a word: 3 % of the contrast
+LOST = 0.1  # share of the picture's power that no denoised frame should lose, however noisy
 EXCESS = 0.03  # autocorrelation beyond the noise's that is worth a warning
 Z = 4.0  # one false alarm in 30,000 tests
 FLOOR = 0.02  # of the mean power: a spectrum estimated with leakage is not trusted below
 LOCAL = 33  # pixels, the window of the local noise level
 LAGS = 8  # pixels, half width of the autocorrelation map
+_LEAST_INFORMATION = 3.0  # pictures less alike than this, in σ, are no help to each other
+APART = 5  # frames between which no window of the default length is shared
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,22 @@ class ResidualTest:
     Attributes
     ----------
     outcome
-        ``"clear"``, ``"structure"`` (leftover picture or structure found), ``"exaggerated"`` (the
-        denoised picture has contrast that the raw movie does not bear out) or ``"undecided"`` (too
-        little data to exclude a leftover of 2 × `LEFTOVER`).
+        ``"clear"``, ``"faint"`` (leftover picture found, but weaker than the error that noise makes
+        in a denoised frame, and below `LOST`), ``"structure"`` (leftover picture or structure that
+        matters), ``"exaggerated"`` (the denoised picture has contrast that the raw movie does not
+        bear out) or ``"undecided"`` (too little data to exclude a leftover of 2 × `LEFTOVER`).
     leftover, leftover_error
-        The share of the picture's contrast found in the residual, and its standard error.
+        The slope a of the residual on the denoised picture, and its standard error.
+    power, power_error
+        The share of the picture's power that is left in the residual, (a / (1 + a))² and its
+        standard error; 0 where a is negative.
+    against_error
+        Power of the leftover over the prediction error that noise makes in a denoised frame, both
+        in the picture's frequencies; an upper bound; inf where the denoised frames hold no noise.
+    same_frame
+        The slope on the denoised picture of the same frame, which counts shared noise as well.
+    apart
+        Whether frames far enough apart were at hand; without them, `leftover` is `same_frame`.
     z
         ``leftover / leftover_error``: standard normal if nothing is left.
     p
@@ -65,15 +90,25 @@ class ResidualTest:
         The outcome in plain language.
     """
 
-    outcome: Literal["clear", "structure", "exaggerated", "undecided"]
+    outcome: Literal["clear", "faint", "structure", "exaggerated", "undecided"]
     leftover: float
     leftover_error: float
+    power: float
+    power_error: float
+    against_error: float
+    same_frame: float
+    apart: bool
     z: float
     p: float
     autocorrelation_excess: float | None
     autocorrelation_z: float | None
     frames: int
     verdict: str
+
+    @property
+    def contrast(self) -> tuple[float, float]:
+        """The share of the picture's contrast left in the residual, and its standard error."""
+        return _contrast(self.leftover, self.leftover_error)
 
 
 class ResidualSpectra:
@@ -83,9 +118,12 @@ class ResidualSpectra:
     ----------
     shape
         ``(y, x)`` of the frames.
+    apart
+        How many frames apart two frames must be for the second's denoised picture to hold none of
+        the first's noise: more than half the window.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], *, apart: int = APART) -> None:
         if min(shape) < 16:
             raise ShineError(f"The residual test needs 16×16 pixels, not {shape[0]}×{shape[1]}.")
         self.shape = (int(shape[0]), int(shape[1]))
@@ -97,12 +135,24 @@ class ResidualSpectra:
         self._residual_power = np.zeros(half)
         self._picture_power = np.zeros(half)
         self._cross_power = np.zeros(half)
+        # The same for pairs of frames that lie apart.
+        self.pairs = 0
+        self._apart = apart
+        self._calls = 0
+        self._before: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
+        self._helper_power = np.zeros(half)
+        self._paired_cross = np.zeros(half)
+        self._paired_picture = np.zeros(half)
 
-    def add(self, residual: np.ndarray, picture: np.ndarray) -> None:
-        """Take in one ``(y, x)`` residual (raw − denoised) and its denoised picture."""
+    def add(self, residual: np.ndarray, picture: np.ndarray, *, frame: int | None = None) -> None:
+        """Take in one ``(y, x)`` residual (raw − denoised) and its denoised picture.
+
+        ``frame`` is its number in the movie, rising; None counts the calls.
+        """
         from scipy.fft import rfft2
         from scipy.ndimage import uniform_filter
 
+        self._calls += 1
         r = np.asarray(residual, dtype=np.float32)
         d = np.asarray(picture, dtype=np.float32)
         if r.shape != self.shape or d.shape != self.shape:
@@ -119,10 +169,25 @@ class ResidualSpectra:
         # Tapered, as the frame's edges would leak into frequencies where there is little noise.
         fr, fd = (rfft2(self._levelled(image / level)) for image in (r, d))
         scale = 1 / r.size
-        self._residual_power += (fr.real**2 + fr.imag**2) * scale
-        self._picture_power += (fd.real**2 + fd.imag**2) * scale
-        self._cross_power += (fr.real * fd.real + fr.imag * fd.imag) * scale
+        self._residual_power += _product(fr, fr) * scale
+        self._picture_power += _product(fd, fd) * scale
+        self._cross_power += _product(fr, fd) * scale
         self.frames += 1
+        self._pair(self._calls if frame is None else frame, fr, fd, scale)
+
+    def _pair(self, frame: int, fr: np.ndarray, fd: np.ndarray, scale: float) -> None:
+        """Compare with the latest frame that lies far enough back, in both directions."""
+        before = self._before
+        while len(before) > 1 and frame - before[1][0] >= self._apart:
+            before.popleft()
+        if before and frame - before[0][0] >= self._apart:
+            _, r, d = before[0]
+            half = 0.5 * scale
+            self._helper_power += (_product(d, d) + _product(fd, fd)) * half
+            self._paired_cross += (_product(fr, d) + _product(r, fd)) * half
+            self._paired_picture += _product(fd, d) * scale
+            self.pairs += 1
+        before.append((frame, fr, fd))
 
     def _levelled(self, image: np.ndarray) -> np.ndarray:
         mean = float(np.vdot(image, self._taper)) / float(self._taper.sum())
@@ -150,19 +215,36 @@ class ResidualSpectra:
             ``(2k + 1, 2k + 1)`` measured correlation map of the noise, 1 in the centre (for
             instance `NoiseStatistics.difference_correlation`); None leaves out the second check.
         """
-        leftover, error = self._regression()
+        same, same_error, _ = self._regression(apart=False)
+        apart = self.pairs > 0
+        leftover, error, against = self._regression(apart=True) if apart else (
+            same, same_error, math.inf
+        )  # fmt: skip
+        if not math.isfinite(leftover):
+            leftover, error, apart = same, same_error, False
+        contrast, contrast_error = _contrast(leftover, error)
+        power = max(contrast, 0.0) ** 2
+        # Where the contrast lost is near zero, the square of its error counts.
+        power_error = math.hypot(2 * contrast * contrast_error, contrast_error**2)
         z = leftover / error if error > 0 else float("nan")
         p = math.erfc(abs(z) / math.sqrt(2)) if math.isfinite(z) else float("nan")
         excess, excess_z = (None, None)
         if noise_correlation is not None and self.frames:
             excess, excess_z = self._excess(np.asarray(noise_correlation, dtype=np.float64))
-        outcome, verdict = _judge(leftover, error, z, excess, excess_z)
-        return ResidualTest(outcome, leftover, error, z, p, excess, excess_z, self.frames, verdict)
+        result = ResidualTest(
+            outcome="clear", leftover=leftover, leftover_error=error, power=power,
+            power_error=power_error, against_error=against, same_frame=same, apart=apart, z=z, p=p,
+            autocorrelation_excess=excess, autocorrelation_z=excess_z, frames=self.frames,
+            verdict="",
+        )  # fmt: skip
+        outcome, verdict = _judge(result)
+        return replace(result, outcome=outcome, verdict=verdict)
 
-    def _regression(self) -> tuple[float, float]:
-        """Return the share of the picture in the residual and its standard error."""
+    def _regression(self, *, apart: bool) -> tuple[float, float, float]:
+        """Return the slope, its standard error, and the leftover over the noise's own error."""
+        nothing = (float("nan"),) * 3
         if not self.frames:
-            return float("nan"), float("nan")
+            return nothing
         own = self._residual_power / self.frames
         # The smooth spectrum is the noise's; where a line stands out of it (scan rows, mains hum)
         # the line itself is the noise level, or chance would pass for a leftover there.
@@ -174,16 +256,29 @@ class ResidualSpectra:
             twice[:, -1] = 1
         twice[0, 0] = 0
         ratio = self._picture_power / self.frames / noise
-        weight = ratio / (1 + ratio) / noise
-        information = float((twice * weight * self._picture_power).sum())
-        if not information > 0:
-            return float("nan"), float("nan")
-        share = float((twice * weight * self._cross_power).sum()) / information
-        variance = float((twice * weight**2 * self._picture_power * noise).sum())
+        share = ratio / (1 + ratio)
+        weight = share / noise
+        if apart:
+            helper, picture, cross = self._helper_power, self._paired_picture, self._paired_cross
+        else:
+            helper, picture, cross = self._picture_power, self._picture_power, self._cross_power
+        information = float((twice * weight * picture).sum())
+        variance = float((twice * weight**2 * helper * noise).sum())
         # The taper also multiplies the noise: pixels in the middle count for more than the mean.
         taper = self._taper.astype(np.float64)
         variance *= (taper**4).mean() / (taper**2).mean() ** 2
-        return share, math.sqrt(variance) / information
+        least = _LEAST_INFORMATION * math.sqrt(variance) if apart else 0.0
+        if not information > least:
+            return nothing
+        slope = float((twice * weight * cross).sum()) / information
+        # The covariance of noise and denoised frame (less the power of the noise in the denoised
+        # frame, which only a still picture would let us tell), in the picture's frequencies.
+        count = self.pairs if apart else self.frames
+        seen = float((twice * share * picture).sum()) / count
+        shared = float((twice * share * self._cross_power).sum()) / self.frames
+        shared -= slope * float((twice * share * self._picture_power).sum()) / self.frames
+        against = slope**2 * seen / shared if shared > 0 else math.inf
+        return slope, math.sqrt(variance) / information, against
 
     def _excess(self, noise: np.ndarray) -> tuple[float, float]:
         """Return by how much the residual is more correlated than the noise, and its z."""
@@ -211,17 +306,21 @@ class ResidualSpectra:
         return largest, largest / error
 
 
-def residual_structure(residual: Any, denoised: Any, noise_correlation: Any = None) -> ResidualTest:
+def residual_structure(
+    residual: Any, denoised: Any, noise_correlation: Any = None, *, apart: int = APART
+) -> ResidualTest:
     """Test whether the residual (raw − denoised) still holds some of the picture.
 
     Parameters
     ----------
     residual, denoised
         ``(t, y, x)`` arrays, `Movie`s or lists of ``(y, x)`` frames of the same length and shape.
-        A few frames far apart are enough (and independent of each other).
+        A few frames far apart are enough (and independent of each other): give ``apart=1`` then.
     noise_correlation
         ``(2k + 1, 2k + 1)`` measured correlation map of the noise, 1 in the centre; with it the
         residual's autocorrelation is checked as well.
+    apart
+        See `ResidualSpectra`, counted in the frames given.
 
     Returns
     -------
@@ -242,10 +341,22 @@ def residual_structure(residual: Any, denoised: Any, noise_correlation: Any = No
     shape = np.shape(pair[0][0])
     if len(shape) != 2:
         raise ShineError(f"Expected (t, y, x) stacks, got frames of the shape {shape}.")
-    spectra = ResidualSpectra((shape[0], shape[1]))
+    spectra = ResidualSpectra((shape[0], shape[1]), apart=apart)
     for t in range(lengths[0]):
-        spectra.add(np.asarray(pair[0][t]), np.asarray(pair[1][t]))
+        spectra.add(np.asarray(pair[0][t]), np.asarray(pair[1][t]), frame=t)
     return spectra.test(noise_correlation)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the real part of a · b*."""
+    product: np.ndarray = a.real * b.real + a.imag * b.imag
+    return product
+
+
+def _contrast(slope: float, error: float) -> tuple[float, float]:
+    """Return a / (1 + a) and its standard error; below zero, where nothing is lost, a itself."""
+    whole = 1 + max(slope, 0.0)
+    return slope / whole, error / whole**2
 
 
 def _tukey(size: int) -> np.ndarray:
@@ -266,8 +377,10 @@ def _smoothed(spectrum: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _judge(
-    share: float, error: float, z: float, excess: float | None, excess_z: float | None
-) -> tuple[Literal["clear", "structure", "exaggerated", "undecided"], str]:
+    found: ResidualTest,
+) -> tuple[Literal["clear", "faint", "structure", "exaggerated", "undecided"], str]:
+    share, error, z = found.leftover, found.leftover_error, found.z
+    excess, excess_z = found.autocorrelation_excess, found.autocorrelation_z
     correlated = excess is not None and excess_z is not None and excess > EXCESS and excess_z > Z
     if not math.isfinite(share):
         if correlated:
@@ -278,30 +391,49 @@ def _judge(
         return "undecided", (
             "The denoised picture or the residual is constant: there is nothing to compare."
         )
-    size = f"{100 * share:.1f} ± {100 * error:.1f} %".replace("-", "−")
+    size = with_error(*found.contrast)
+    power = with_error(found.power, found.power_error)
+    picture = f"{size} of the picture's contrast ({power} of its power)"
+    more = (
+        f" The residual is more correlated from pixel to pixel than the noise (by "
+        f"{excess or 0:.3f}): some structure was removed with the noise. "
+        "Look for it in the residual view."
+    )
     if share > LEFTOVER and z > Z:
+        if not found.apart:
+            return "structure", (
+                f"The residual follows the denoised picture: it holds {picture}. Either some "
+                "picture was removed with the noise (train longer, or use a smaller hole), or "
+                "noise was copied into the picture (use a larger hole); so few frames cannot tell "
+                "which."
+            )
+        if found.against_error < 1 and found.power < LOST:
+            understated = (
+                f"The residual holds {picture}. That is at most {found.against_error:.0%} of the "
+                "error that noise makes in a denoised frame: no frame shows it, but contrast "
+                "measured on the denoised movie is too low by that share (train longer for more)."
+            )
+            return ("structure", understated + more) if correlated else ("faint", understated)
         return "structure", (
-            f"The residual follows the denoised picture: it holds {size} as much of the picture's "
-            "contrast as the denoised movie does. Either some picture was removed with the noise "
-            "(train longer, or use a smaller hole), or noise was copied into the picture (use a "
-            "larger hole)."
+            f"The residual follows the denoised picture: it holds {picture}. Some picture was "
+            "removed with the noise: train longer, or use a smaller hole."
         )
     if share < -LEFTOVER and z < -Z:
         return "exaggerated", (
-            f"The denoised picture has more contrast than the raw movie bears out ({size} too "
-            "much). Do not measure intensities on it."
+            "The denoised picture has more contrast than the raw movie bears out "
+            f"({with_error(-share, error)} too much). Do not measure intensities on it."
         )
     if correlated:
-        return "structure", (
-            f"The residual is more correlated from pixel to pixel than the noise (by {excess:.3f}):"
-            " some structure was removed with the noise. Look for it in the residual view."
-        )
+        return "structure", more.strip()
     if abs(share) + 2 * error > 2 * LEFTOVER:
         return "undecided", (
-            f"No leftover picture found in the residual, but with these frames the test cannot "
-            f"exclude a small one ({size} of the picture's contrast)."
+            "No leftover picture found in the residual, but with these frames the test cannot "
+            f"exclude a small one ({picture})."
         )
-    return "clear", (
-        f"No picture found in the residual ({size} of the picture's contrast): what was removed "
-        "looks like noise."
-    )
+    little = "Hardly any picture is left" if z > Z else "No picture found"
+    return "clear", f"{little} in the residual ({picture}): what was removed looks like noise."
+
+
+def with_error(share: float, error: float) -> str:
+    """Write a share and its standard error in percent, as ``1.3 ± 0.2 %``."""
+    return f"{100 * share:.1f} ± {100 * error:.1f} %".replace("-", "−")
