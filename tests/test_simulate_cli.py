@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shine_em.cli_simulate import app, parameter_help
+from shine_em.cli_simulate import app, frame_progress, parameter_help
 from shine_em.errors import ShineError
 from shine_em.io import read
+from shine_em.planning import Event
 from shine_em.simulate import SCENES
 
 SPARSE = ("sparse-counting", "--frames", "2", "--size", "70x80", "--largest-diameter", "3")
@@ -154,3 +155,15 @@ def test_ctrl_c_keeps_the_finished_frames_and_the_same_command_goes_on(tmp_path:
     whole = SCENES["au-growth"](frames=6, size=400)
     saved = read(tmp_path / "out" / "noisy.tif")
     np.testing.assert_array_equal(np.asarray(saved.data), whole.noisy.data)
+
+
+def test_time_left_is_reckoned_from_new_frames_only() -> None:
+    seen: list[Event] = []
+    report = frame_progress(seen.append, "simulating")
+    for done in range(1, 9):
+        if done > 3:  # the first three were kept from an earlier run
+            time.sleep(0.1)
+        report(done, 8)
+    assert [event.seconds_left for event in seen[:4]] == [None] * 4
+    assert all((e.seconds_left or 0) >= 0.1 * (8 - e.done) for e in seen[4:])
+    assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (8, 8, 0)

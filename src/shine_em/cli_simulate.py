@@ -10,11 +10,21 @@ import inspect
 import re
 import shutil
 import sys
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from cyclopts import App, Group, Parameter
 from rich.console import Console
@@ -23,7 +33,10 @@ from .cli_options import RESULTS, Overwrite, Quiet
 from .errors import ShineError
 from .simulate import SCENES, Scene
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from .planning import Event
+
+__all__ = ["app", "frame_progress", "parameter_help"]
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -119,7 +132,7 @@ def _simulate(
     try:
         with Display(console, quiet=quiet) as display:
             scene = SCENES[name](
-                **chosen, cache=unfinished, progress=display.count(f"simulating {name}")
+                **chosen, cache=unfinished, progress=frame_progress(display, f"simulating {name}")
             )
             paths = save(scene, output, overwrite=overwrite)
     except KeyboardInterrupt:
@@ -135,6 +148,29 @@ def _simulate(
     for what, path in paths.items():
         console.print(f"{what:<12}{path}", markup=False, soft_wrap=True)
     console.print(_in_short(scene), markup=False, soft_wrap=True)
+
+
+def frame_progress(show_event: Callable[[Event], None], stage: str) -> Callable[[int, int], None]:
+    """Return a callback that shows the time left.
+
+    It is reckoned from the first new frame on: that one also waits for imports and tables, and
+    frames kept from an earlier run come at once.
+    """
+    from .planning import Event
+
+    begun, first = time.monotonic(), 0
+    working = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal begun, first, working
+        now = time.monotonic()
+        left = (now - begun) / (done - first) * (total - done) if working else None
+        if not working:
+            working = now - begun > 0.05
+            begun, first = now, done
+        show_event(Event(stage, done, total, seconds_left=left))
+
+    return show
 
 
 def _in_short(scene: Scene) -> str:
