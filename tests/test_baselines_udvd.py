@@ -28,10 +28,10 @@ def visible(network: UDVD, shape: tuple[int, int], y: int, x: int) -> np.ndarray
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     hole=st.tuples(st.sampled_from([1, 3, 5, 9]), st.sampled_from([1, 3, 7])),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_no_pixel_inside_the_hole_is_seen_and_every_other_one_may_be(shape, place, hole) -> None:
     torch.manual_seed(0)
-    network = UDVD(hole, width=12).double()
+    network = UDVD(hole, width=6).double()
     y, x = (min(n - 1, int(p * n)) for p, n in zip(place, shape, strict=True))
     seen = visible(network, shape, y, x)
     rows = slice(max(0, y - hole[0] // 2), y + hole[0] // 2 + 1)
@@ -73,8 +73,8 @@ def test_tiles_and_shared_triples_change_nothing(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="module")
 def learned() -> tuple[Movie, Movie, np.ndarray]:
     """Return a noisy movie, what UDVD makes of it, and its truth."""
-    movie = Movie.from_array(noisy(14, 45, 51, dose=10), pixel_size_nm=0.1, intensity_unit="counts")
-    return movie, udvd(movie, hole=(1, 1), steps=150, width=12), scene(14, 45, 51, dose=10)
+    movie = Movie.from_array(noisy(12, 33, 38, dose=10), pixel_size_nm=0.1, intensity_unit="counts")
+    return movie, udvd(movie, hole=(1, 1), steps=80, width=12), scene(12, 33, 38, dose=10)
 
 
 def test_it_learns_from_the_noisy_movie_alone(learned) -> None:
@@ -84,7 +84,7 @@ def test_it_learns_from_the_noisy_movie_alone(learned) -> None:
     assert clean.pixel_size_nm == movie.pixel_size_nm
     assert "1x1" in clean.history[-1]
     gain = movie_psnr(clean, truth, protocol="range") - movie_psnr(movie, truth, protocol="range")
-    assert gain.min() > 3
+    assert gain.min() > 2
     assert abs(np.mean(clean.data) - np.mean(movie.data)) < 0.02 * np.mean(movie.data)
 
 

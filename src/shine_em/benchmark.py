@@ -18,11 +18,12 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .baselines import METHODS, Method, pick
+from .baselines import Method, pick
 from .benchmark_movies import Case, find_movies
 from .benchmark_tables import csv_text, markdown_text
 from .benchmark_worker import work, write_json
@@ -108,7 +109,7 @@ def run(
     out: str | os.PathLike[str],
     time_budget_s: float | None = 60.0,
     hole: tuple[int, int] | None = None,
-    frames: int = 24,
+    frames: int = 100,
     size: int = 512,
     seed: int = 0,
     seeds: int = 1,
@@ -175,18 +176,18 @@ def run(
     tell = progress or (lambda _what, _stage, _fraction: None)
     cases = find_movies(movies, folder, frames=frames, size=size, seed=seed, tell=tell)
     common = {"time_budget_s": time_budget_s, "hole": hole, "device": device, "halves": halves}
+    files = [folder / "results.md", folder / "results.csv"]
     outcomes: list[Outcome] = []
     for case in cases:
         place = folder / "results" / case.name
         place.mkdir(parents=True, exist_ok=True)
         tasks = list(_tasks(case, place, chosen, common, seed, seeds, frames_in, ceiling))
         for task in tasks:
-            name = task["label"]
-            _done(task, limit_s, lambda s, f, name=name: tell(name, s, f))  # type: ignore[misc]
+            _done(task, limit_s, partial(tell, task["label"]))
         outcomes += [_outcome(case, task) for task in tasks if task["kind"] != "noise"]
-    files = [folder / "results.md", folder / "results.csv"]
-    _replace(files[0], markdown_text(outcomes, machine=_machine(device)))
-    _replace(files[1], csv_text(outcomes))
+        # After each movie: hours may follow, and the next one may be interrupted.
+        _replace(files[0], markdown_text(outcomes, machine=_machine(device)))
+        _replace(files[1], csv_text(outcomes))
     if figures:
         from .benchmark_figures import draw
 
@@ -303,7 +304,9 @@ def _done(task: dict[str, Any], limit: float, tell: Callable[[str, float], None]
     if _stored(task) is not None:
         tell("done before", 1.0)
         return
-    Path(task["answer"]).unlink(missing_ok=True)
+    for old in (task["answer"], task["output"]):
+        if old is not None:
+            Path(old).unlink(missing_ok=True)
     # A fork server has loaded the heavy modules once, and each task starts from its clean state.
     kinds = mp.get_all_start_methods()
     context: Any = mp.get_context("forkserver" if "forkserver" in kinds else "spawn")
@@ -370,6 +373,3 @@ def _replace(path: Path, text: str) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise ShineError(f"{path}: cannot be written ({error.strerror}).") from None
-
-
-assert not {RAW, CEILING, "noise"} & set(METHODS)

@@ -106,7 +106,8 @@ def _denoise(noisy: Movie, task: dict[str, Any], tell: Tell) -> Movie:
     noise = None
     if task["noise"] is not None:
         found = json.loads(Path(task["noise"]).read_text("utf-8"))
-        noise = NoiseStatistics.from_dict(found["noise"])
+        if found["status"] == "done":  # else a method that needs them says what is wrong itself
+            noise = NoiseStatistics.from_dict(found["noise"])
     how: dict[str, Any] = {
         "noise": noise, "time_budget_s": task["time_budget_s"], "seed": task["seed"],
         "device": task["device"], "progress": tell,

@@ -1,0 +1,264 @@
+"""The benchmark: scores, resume, failures, and what it writes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from small import noisy, scene
+
+from shine_em import benchmark, metrics
+from shine_em.benchmark import Benchmark, Outcome
+from shine_em.benchmark_tables import csv_text, markdown_text
+from shine_em.benchmark_worker import own_peak_memory, score
+from shine_em.errors import ShineError
+from shine_em.io import read, write
+from shine_em.movie import Movie
+
+SHAPE = (8, 40, 48)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder as ``shine simulate`` writes it, and a movie without a truth beside it."""
+    folder = tmp_path_factory.mktemp("movies")
+    made = folder / "little"
+    made.mkdir()
+    movie = Movie.from_array(noisy(*SHAPE), pixel_size_nm=0.1)
+    write(movie, made / "noisy.tif", dtype="same")
+    write(Movie.from_array(scene(*SHAPE).astype(np.float32)), made / "truth.tif")
+    write(movie, folder / "real.mrc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    """Return a benchmark of two filters, and of a network whose time is over before it begins."""
+    out = tmp_path_factory.mktemp("bench") / "out"
+    return benchmark.run(
+        [place / "little", place / "real.mrc"], "gaussian,mean5,lean", out=out,
+        time_budget_s=0.01, halves=True, ceiling=True,
+    )  # fmt: skip
+
+
+def by_name(found: Benchmark, movie: str) -> dict[str, Outcome]:
+    return {o.method: o for o in found.outcomes if o.movie == movie}
+
+
+def test_scores_are_those_of_the_written_movie_in_every_protocol(
+    done: Benchmark, place: Path
+) -> None:
+    found = by_name(done, "little")
+    truth = read(place / "little" / "truth.tif")
+    for name in ("gaussian", "mean5"):
+        outcome = found[name]
+        assert outcome.output is not None
+        clean = read(outcome.output)
+        assert clean.pixel_size_nm == pytest.approx(0.1)
+        for protocol in ("affine", "range", "minmax"):
+            expected = metrics.movie_psnr(clean, truth, protocol=protocol)
+            np.testing.assert_allclose(outcome.scores[f"psnr_{protocol}"], expected, atol=1e-4)
+        for protocol in ("affine", "minmax"):
+            expected = metrics.movie_ssim(clean, truth, protocol=protocol)
+            np.testing.assert_allclose(outcome.scores[f"ssim_{protocol}"], expected, atol=1e-4)
+        assert outcome.seconds is not None
+        assert outcome.seconds > 0
+        assert outcome.peak_mb is not None
+        assert 20 < outcome.peak_mb < 4000
+        assert np.mean(outcome.scores["psnr_affine"]) > np.mean(
+            found["noisy"].scores["psnr_affine"]
+        )
+
+
+def test_a_failing_method_ends_nothing_and_says_why(done: Benchmark) -> None:
+    for movie in ("little", "real"):
+        failed = by_name(done, movie)["lean"]
+        assert failed.status == "failed"
+        assert "time budget" in failed.reason
+        assert failed.output is None
+        assert by_name(done, movie)["mean5"].status == "done"
+    text = done.markdown()
+    assert "| lean | failed |" in text
+    assert "lean failed: The time budget" in text
+
+
+def test_a_movie_without_truth_is_judged_without_reference(done: Benchmark) -> None:
+    found = by_name(done, "real")
+    raw, mean = found["noisy"], found["mean5"]
+    assert not any(name.startswith(("psnr", "ssim")) for name in mean.scores)
+    expected = metrics.frame_snr(read(mean.output))  # type: ignore[arg-type]
+    np.testing.assert_allclose(mean.scores["snr_neighbours"], expected, atol=1e-4)
+    movie = Movie.from_array(noisy(*SHAPE))
+    pairs = zip(movie.data[0::2], movie.data[1::2], strict=True)
+    np.testing.assert_allclose(
+        raw.scores["snr_halves"], [metrics.snr(a, b) for a, b in pairs], atol=1e-4
+    )
+    assert "residual" in mean.record
+    assert "residual" not in raw.record
+    assert "supervised" not in found  # no truth, no ceiling
+    assert "supervised" in by_name(done, "little")
+
+
+def test_the_ceiling_is_scored_only_where_it_was_not_taught(done: Benchmark) -> None:
+    ceiling = by_name(done, "little")["supervised"]
+    assert ceiling.status == "done"
+    assert 0 < len(ceiling.frames) < SHAPE[0] / 2
+    assert len(ceiling.scores["psnr_affine"]) == len(ceiling.frames)
+    assert "held out" in done.markdown()
+
+
+def test_tables_and_figures_lie_in_the_folder(done: Benchmark) -> None:
+    names = {path.name for path in done.files}
+    assert {"results.md", "results.csv", "panels-little.png", "scores-real.png"} <= names
+    assert {"noise-little.png", "ceiling-little.png"} <= names
+    assert all(path.stat().st_size > 0 for path in done.files)
+    with (done.folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(done.outcomes)
+    row = next(r for r in rows if r["movie"] == "little" and r["method"] == "mean5")
+    values = by_name(done, "little")["mean5"].scores["psnr_affine"]
+    assert float(row["psnr_affine"]) == pytest.approx(np.mean(values), abs=1e-4)
+    assert float(row["psnr_affine_sd"]) == pytest.approx(np.std(values), abs=1e-4)
+    assert not list(done.folder.rglob("*.partial"))
+
+
+def test_what_is_finished_is_not_done_again_unless_something_changed(
+    done: Benchmark, place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done.folder, out)
+    movie = tmp_path / "little"
+    shutil.copytree(place / "little", movie)
+    answers = out / "results" / "little"
+
+    def times(**changed: object) -> dict[str, int]:
+        settings = {"time_budget_s": 0.01, "figures": False} | changed
+        benchmark.run([movie], "gaussian,mean5", out=out, **settings)  # type: ignore[arg-type]
+        return {n: (answers / f"{n}.json").stat().st_mtime_ns for n in ("gaussian", "mean5")}
+
+    first = times()
+    assert times() == first
+    assert times(time_budget_s=5.0) == first  # a filter does not train
+    (answers / "mean5.tif").unlink()  # a lost movie is made again, the other one is kept
+    again = times()
+    assert again["gaussian"] == first["gaussian"]
+    assert again["mean5"] > first["mean5"]
+    (answers / "mean5.json").write_text("{ damaged")
+    assert times()["gaussian"] == first["gaussian"]
+    with tifffile.TiffFile(movie / "noisy.tif") as file:
+        data = file.asarray()
+    data[0, 0, 0] += 1
+    write(Movie.from_array(data), movie / "noisy.tif", dtype="same", overwrite=True)
+    assert times()["gaussian"] > first["gaussian"]
+
+
+def test_a_method_that_takes_too_long_is_stopped(place: Path, tmp_path: Path) -> None:
+    found = benchmark.run(
+        [place / "little"], "gaussian", out=tmp_path / "out", limit_s=1e-3, figures=False
+    )
+    assert {o.status for o in found.outcomes} == {"failed"}
+    assert all("time limit" in o.reason for o in found.outcomes)
+    again = benchmark.run([place / "little"], "gaussian", out=tmp_path / "out", figures=False)
+    assert {o.status for o in again.outcomes} == {"done"}
+
+
+def test_seeds_and_input_frames_make_runs_of_their_own(place: Path, tmp_path: Path) -> None:
+    found = benchmark.run(
+        [place / "little"], "lean,gaussian", out=tmp_path / "out", time_budget_s=0.01, seeds=2,
+        frames_in=(1, 5),
+    )  # fmt: skip
+    runs = [(o.method, o.seed, o.frames_in) for o in found.outcomes if o.method != "noisy"]
+    assert sorted(runs, key=str) == sorted(
+        [("lean", 0, None), ("lean", 1, None), ("lean", 0, 1), ("lean", 1, 1),
+         ("gaussian", 0, None)], key=str,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "input-frames.png").exists()
+
+
+def test_bad_input_is_told_in_plain_words(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for wrong, words in (
+        ({"movies": ["nowhere"]}, "no scene of this name"),
+        ({"movies": []}, "at least one movie"),
+        ({"methods": "n2v,best"}, "Unknown method .best"),
+        ({"time_budget_s": -1.0}, "time budget"),
+        ({"seeds": 0}, "seeds"),
+        ({"limit_s": 0.0}, "time limit"),
+        ({"methods": "lean", "frames_in": (1, 4)}, "odd"),
+        ({"methods": "bm3d", "frames_in": (1, 3)}, "paper and lean"),
+    ):
+        how: dict[str, object] = {"movies": [place / "little"], "methods": "gaussian"} | wrong
+        with pytest.raises(ShineError, match=words):
+            benchmark.run(how.pop("movies"), how.pop("methods"), out=out, **how)  # type: ignore
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all my work")
+    with pytest.raises(ShineError, match="holds other files"):
+        benchmark.run([place / "little"], "gaussian", out=tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_results_that_are_no_pictures_are_refused() -> None:
+    movie = Movie.from_array(noisy(*SHAPE))
+    with pytest.raises(ShineError, match="shape"):
+        score(movie.select(slice(0, 3)), movie, None)
+    broken = np.asarray(movie.data, np.float32).copy()
+    broken[2, 3, 4] = np.nan
+    with pytest.raises(ShineError, match="no finite"):
+        score(Movie.from_array(broken), movie, None)
+
+
+def test_the_table_gives_the_spread_over_seeds() -> None:
+    def outcome(seed: int, psnr: list[float | None], status: str = "done") -> Outcome:
+        return Outcome(
+            "m", "n2v", "Noise2Void", seed, None, status, "it broke" * (status != "done"), 10.0,
+            500.0, None, {"psnr_affine": psnr} if status == "done" else {}, [0, 1], None, {},
+        )  # fmt: skip
+
+    several = [outcome(0, [20.0, 22.0]), outcome(1, [24.0, None]), outcome(2, [], "failed")]
+    text = markdown_text(several)
+    assert "| Noise2Void | 22.50 ± 2.12 |" in text  # of 21 and 24
+    assert "Noise2Void (seed 2) failed: it broke" in text
+    rows = list(csv.DictReader(csv_text(several).splitlines()))
+    assert [r["psnr_affine"] for r in rows] == ["21.0", "24.0", ""]
+    assert [r["status"] for r in rows] == ["done", "done", "failed"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_the_process_s_own() -> None:
+    # The parent is large, the child small: the child must not report the parent's size.
+    ballast = np.ones(60_000_000 // 8)
+    code = (
+        "from shine_em.benchmark_worker import own_peak_memory as peak; import numpy as np\n"
+        "a = peak()['peak_mb']; big = np.ones(30_000_000); print(a, peak()['peak_mb'])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ
+    ).stdout.split()
+    before, after = map(float, said)
+    mine = own_peak_memory()["peak_mb"]
+    assert mine is not None
+    assert before < mine - ballast.nbytes / 2e6
+    assert after - before == pytest.approx(240, abs=40)
+
+
+def test_the_command_line_prints_the_table_and_goes_on(place: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "shine_em.cli", "benchmark", place / "little",
+        "--methods", "mean5", "-o", tmp_path / "out", "--no-figures", "--device", "cpu", "-q",
+    ]  # fmt: skip
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "| 5-frame mean |" in said
+    answer = tmp_path / "out" / "results" / "little" / "mean5.json"
+    before = answer.stat().st_mtime_ns
+    assert json.loads(answer.read_text("utf-8"))["status"] == "done"
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    assert answer.stat().st_mtime_ns == before
+    failed = subprocess.run([*command[:4], "nowhere", *command[5:]], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "no scene of this name" in failed.stderr
