@@ -22,8 +22,11 @@ from .scene import Scene, check_numbers, check_plan, simulated_movie
 __all__ = ["pt_ceria"]
 
 # Spacing of the waves' grid, Å, and how much finer potentials are built before they are brought
-# onto it: abTEM places atoms between grid points by linear interpolation, which damps them.
-_SAMPLING_A, _FINER = 0.15, 2
+# onto it: abTEM places atoms between grid points by linear interpolation, which damps them. Images
+# of a Pt particle differ from those on a grid of 0.05 Å by 1.9 % of their contrast; on one of
+# 0.15 Å by 9 % (what Pt scatters twice, out of the aperture and back, is lost), without the finer
+# potentials by 5 %.
+_SAMPLING_A, _FINER = 0.1, 2
 # The support's upper edge lies at this part of the frame's height.
 _SURFACE_AT = 0.62
 # Empty space around the particle on its own small grid, and around the field: potentials and the
@@ -61,7 +64,7 @@ def pt_ceria(
     per pixel. Pt sits with its (111) facet on CeO₂(111), both seen along [1-10].
 
     **Waves** pass slices of half a period of CeO₂ (1.91 Å) by the multislice method on a grid of
-    0.15 Å, because 30 mrad exceed the Nyquist frequency of the detector's pixels, over which the
+    0.1 Å, because 30 mrad exceed the Nyquist frequency of the detector's pixels, over which the
     image is integrated afterwards. The potentials (abTEM, after Lobato and Van Dyck) are blurred by
     the atoms' thermal motion. Three things need no second calculation: the support's transmission,
     which is periodic along the beam and stands still; the particle's potential, which moves in the
