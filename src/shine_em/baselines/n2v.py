@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compute import autocast, keep_freed_memory, pick_device, pick_precision
+from ..compute import keep_freed_memory, pick_device
 from ..denoising import tiles
 from ..errors import ShineError
 from ..movie import Movie
@@ -187,7 +187,7 @@ def mask_pixels(
 
 def masked_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean squared error over the hidden pixels."""
-    return ((predicted.float() - target).square() * mask).sum() / mask.sum().clamp(min=1)
+    return ((predicted - target).square() * mask).sum() / mask.sum().clamp(min=1)
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Fitted:
             for read_x, keep_x in tiles(padded.shape[1], _TILE, _HALO, _STRIDE):
                 part = torch.from_numpy(padded[read_y, read_x].astype(np.float32))
                 with torch.inference_mode():
-                    predicted = self.network(part[None].to(device))[0].float().cpu().numpy()
+                    predicted = self.network(part[None].to(device))[0].cpu().numpy()
                 inner = (
                     slice(keep_y.start - read_y.start, min(keep_y.stop, height) - read_y.start),
                     slice(keep_x.start - read_x.start, min(keep_x.stop, width) - read_x.start),
@@ -272,7 +272,6 @@ def fit(
             f"not {frames.shape[1]}×{frames.shape[2]}."
         )
     place = pick_device(device)
-    precision = pick_precision(place)
     memory = torch.contiguous_format if place.type == "mps" else torch.channels_last
     keep_freed_memory()
     mean, std = float(frames.mean(dtype=np.float64)), float(frames.std(dtype=np.float64)) or 1.0
@@ -289,9 +288,7 @@ def fit(
         return (torch.from_numpy(np.stack(list(patches))) - mean) / std
 
     def forward(network: UNet, patches: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
-        with autocast(place, precision):
-            predicted = network(inputs.to(place))
-        return masked_loss(predicted, patches.to(place), mask.to(place))
+        return masked_loss(network(inputs.to(place)), patches.to(place), mask.to(place))
 
     def draw(size: int) -> tuple[Tensor, Tensor, Tensor]:
         patches = cut(known[rng.integers(len(known), size=size)], rng.integers(8, size=size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def _model(device: str) -> Any:
     try:
         with resource.open("rb") as file:
             network.load_state_dict(load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise ShineError(
             f"The installed topaz-em has no usable weights {_WEIGHTS} ({error}). "
             "Install a newer one: pip install --no-deps -U topaz-em"
