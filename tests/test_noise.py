@@ -226,7 +226,26 @@ def test_gain_and_read_noise(kind: str) -> None:
 
 def test_skewed_counts_over_a_flat_field_have_no_slope_of_their_own() -> None:
     counts = np.random.default_rng(0).poisson(0.3, (24, 128, 128))
-    assert not noise_statistics(counts).mean_variance.reliable
+    stats = noise_statistics(counts)
+    assert not stats.mean_variance.reliable
+    assert "gain unknown" in format_table(stats)
+
+
+def test_real_movie_has_the_gain_of_its_adjacent_differences(au_movie_path: Path) -> None:
+    frames = tifffile.imread(au_movie_path)[:24, :256, :256].astype(float)
+    stats = noise_statistics(frames)
+    curve = stats.mean_variance
+    variance = (np.diff(frames, axis=0) ** 2).mean() / 2
+    at_mean = float(np.interp(frames.mean(), curve.means, curve.variances))
+    assert at_mean == pytest.approx(variance, rel=0.06)
+    # Pixel by pixel, with means and variances of different frames, so that the noise that they
+    # share makes no slope; a second mean takes the place of the noisy first one.
+    one, two = frames[:12], frames[12:]
+    difference = (np.diff(two, axis=0) ** 2).mean(axis=0) / 2
+    slope = np.cov(one.mean(0).ravel(), difference.ravel())[0, 1]
+    slope /= np.cov(one.mean(0).ravel(), two.mean(0).ravel())[0, 1]
+    assert curve.reliable
+    assert curve.gain == pytest.approx(slope, rel=0.15)
 
 
 def test_sigma_is_the_noise_and_follows_the_units() -> None:

@@ -9,6 +9,9 @@ import numpy as np
 __all__ = ["MeanVariance", "fit_mean_variance"]
 
 
+_REAL = 0.3  # least share of true differences in the spread of the means
+
+
 @dataclass(frozen=True)
 class MeanVariance:
     """Noise variance against mean signal, with the line ``variance = gain · mean + offset``.
@@ -35,20 +38,16 @@ class MeanVariance:
     reliable: bool
 
 
-def fit_mean_variance(
-    blocks: np.ndarray, *, freedom: float, averaged: int, scale: float = 1.0
-) -> MeanVariance:
+def fit_mean_variance(blocks: np.ndarray, *, freedom: float, scale: float = 1.0) -> MeanVariance:
     """Fit noise variance against signal, robust to blocks in which the picture changes.
 
     Parameters
     ----------
     blocks
-        ``(n, 3)``: mean and noise variance of small blocks, of independent frames, and how much
-        the mean differs from that of the blocks beside.
+        ``(n, 4)``: mean and noise variance of small blocks, of independent frames, how much the
+        mean differs from that of the blocks beside, and an estimate of the mean's noise variance.
     freedom
         Independent pixels in a block.
-    averaged
-        Frames behind each mean.
     scale
         Movie units per unit of the means.
 
@@ -63,11 +62,12 @@ def fit_mean_variance(
         empty = np.zeros(0)
         return MeanVariance(np.nan, np.nan, np.nan, empty, empty, False)
     # At edges that move, the picture changes as well: only blocks as flat as noise allows count.
-    noise_of_mean = float(np.sqrt(np.median(blocks[:, 1]) / (freedom * averaged)))
-    flat = blocks[blocks[:, 2] <= 4 * noise_of_mean]
-    groups = _grouped(flat)
-    if len(groups) < 3 or np.ptp(flat[:, 0]) < 0.3 * np.ptp(blocks[:, 0]):
-        groups = _grouped(blocks)
+    noise_of_mean = float(np.sqrt(_median_of_means(blocks[:, 3])))
+    used = blocks[blocks[:, 2] <= 4 * noise_of_mean]
+    groups = _grouped(used)
+    if len(groups) < 3 or np.ptp(used[:, 0]) < 0.3 * np.ptp(blocks[:, 0]):
+        used = blocks
+        groups = _grouped(used)
     if len(groups) < 3:
         groups = np.array_split(blocks[np.argsort(blocks[:, 0])], 4)
     means = np.array([group[:, 0].mean() for group in groups])
@@ -85,10 +85,9 @@ def fit_mean_variance(
         weight = 1 / (error * np.sqrt(np.maximum(apart / (1.5 * scatter), 1)))
     uncertainty = scatter / np.sqrt((weight**2 * (means - middle) ** 2).sum())
     # Errors of the means flatten the slope by the share of real spread in the spread of the means.
-    spread = float(blocks[:, 0].var())
-    real = 1 - level / (freedom * averaged) / spread
-    reliable = real > 0.7 and gain > 4 * uncertainty
-    if real > 0.5:
+    real = 1 - float(used[:, 3].mean()) / float(used[:, 0].var())
+    reliable = real > _REAL and gain > 4 * uncertainty
+    if real > _REAL:
         gain /= real
         means = middle + real * (means - middle)
     offset = level - gain * middle

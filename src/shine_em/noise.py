@@ -22,7 +22,7 @@ from .noise_fit import (
     tile_levels,
     tile_spectra,
 )
-from .noise_spectrum import LEVEL_FRAMES, Spectra, measure_spectra
+from .noise_spectrum import Spectra, measure_spectra
 from .temporal_noise import temporal_noise
 
 __all__ = ["MeanVariance", "NoiseStatistics", "format_table", "noise_statistics", "plot_noise"]
@@ -248,7 +248,6 @@ def noise_statistics(
         mean_variance=fit_mean_variance(
             spectra.blocks,
             freedom=spectra.block_pixels / float((correlation**2).sum()),
-            averaged=LEVEL_FRAMES,
             scale=spectra.scale,
         ),
         homogeneity=homogeneity,
@@ -289,6 +288,13 @@ def format_table(stats: NoiseStatistics) -> str:
     curve = stats.mean_variance
     if curve.reliable:
         lines.append(f"Mean–variance     gain {curve.gain:.4g}, read noise {curve.read_noise:.4g}")
+    elif len(curve.means):
+        typical = len(curve.means) // 2
+        lines.append(
+            f"Mean–variance     variance {curve.variances[typical]:.4g} at mean "
+            f"{curve.means[typical]:.4g}; gain unknown: the signal varies too little, or the noise "
+            "does not follow it"
+        )
     if stats.blinded_lags:
         lines.append("Blind as well     frames ±" + ", ±".join(map(str, stats.blinded_lags)))
     lines += [f"Warning: {text}" for text in stats.warnings]

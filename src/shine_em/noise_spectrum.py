@@ -14,11 +14,11 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["HANN_OVERLAP", "LEVEL_FRAMES", "Spectra", "measure_spectra", "plane_weights"]
+__all__ = ["HANN_OVERLAP", "Spectra", "measure_spectra", "plane_weights"]
 
 _BLOCK = 4  # pixels: side of the blocks of the mean-variance curve
-#: Frames behind the mean of a block.
-LEVEL_FRAMES = 6
+# Frames behind the mean of a block.
+_LEVEL_FRAMES = 6
 _MOST_TILES = 11  # per axis: bounds time and memory for frames of any size
 # Variance of a smooth average over the bins of a Hann-windowed periodogram, relative to
 # independent bins: N Σw⁴ / (Σw²)², per axis.
@@ -49,8 +49,8 @@ class Spectra:
     window
         The one-dimensional tapers along y and x.
     blocks, block_pixels
-        ``(n, 3)``: mean, variance of temporal differences scaled to one frame, and slope of the
-        mean, of small blocks of so many pixels.
+        ``(n, 4)``: mean, variance of temporal differences scaled to one frame, slope of the mean,
+        and noise variance of the mean, of small blocks of so many pixels.
     stuck_pixels, spikes, seen_pixels
         How many hot pixels and spikes were replaced, and pixels per frame that were looked at.
     differs
@@ -290,15 +290,19 @@ class _Blocks:
         pairs = []
         for index, (order, variance) in self.variances.items():
             others = [i for i in self.levels if i < index - order or i > index]
-            near = sorted(others, key=lambda i: abs(i - index))[:LEVEL_FRAMES]
-            if near:
+            near = sorted(others, key=lambda i: abs(i - index))[:_LEVEL_FRAMES]
+            if len(near) > 1:
                 level = np.mean([self.levels[i] for i in near], axis=0)
+                # What two halves of those frames disagree in is the noise of their mean.
+                halves = [np.mean([self.levels[i] for i in near[k::2]], axis=0) for k in (0, 1)]
+                share = 1 / len(near) / (1 / len(near[::2]) + 1 / len(near[1::2]))
+                noise = share * (halves[0] - halves[1]) ** 2
                 down, right = np.gradient(
                     np.pad(level, ((0, 0), (1, 1), (1, 1)), "edge"), axis=(1, 2)
                 )
                 slope = np.hypot(down, right)[:, 1:-1, 1:-1]
-                pairs.append(np.stack([a.ravel() for a in (level, variance, slope)], axis=1))
-        return np.concatenate(pairs) if pairs else np.zeros((0, 3))
+                pairs.append(np.stack([a.ravel() for a in (level, variance, slope, noise)], axis=1))
+        return np.concatenate(pairs) if pairs else np.zeros((0, 4))
 
     def _blockwise(self, a: np.ndarray) -> np.ndarray:
         n, height, width = a.shape
