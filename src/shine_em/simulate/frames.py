@@ -124,7 +124,8 @@ def _plain(value: Any) -> Any:
 def _load(path: Path) -> FrameArrays | None:
     """Return a kept frame, or None where there is none or a crash left half a file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a damaged file open, so it is opened here.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return None

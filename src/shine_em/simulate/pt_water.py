@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from ase import Atoms
     from scipy.spatial.transform import Rotation
 
-__all__ = ["graphene", "platinum_particle", "pt_water", "water_layer"]
+__all__ = [
+    "graphene",
+    "particle_motion",
+    "platinum_particle",
+    "pt_water",
+    "water_layer",
+    "without_overlap",
+]
 
 PT_LATTICE_A = 3.9242
 GRAPHENE_LATTICE_A = 2.46
@@ -180,7 +187,9 @@ def pt_water(
     particle = platinum_particle(diameter_nm) if diameter_nm > 0 else np.zeros((0, 3))
     reach_nm = np.linalg.norm(particle, axis=1).max(initial=0) / 10
     _check_fit(parameters, 2 * reach_nm + 6 * vibration_nm)
-    turns, shifts = _motion(frames, seed, tilt_deg, vibration_deg, 10 * vibration_nm)
+    turns, shifts = particle_motion(
+        frames, seed, tilt_deg=tilt_deg, vibration_deg=vibration_deg, vibration_A=10 * vibration_nm
+    )
     placed = np.stack([turn.apply(particle) for turn in turns]).reshape(frames, -1, 3)
     placed = placed + (shifts[:, None] + np.asarray(cell_A) / 2)
     sheet = graphene((cell_A[0], cell_A[1]))
@@ -197,7 +206,7 @@ def pt_water(
             water, int(order[t]), rng, repeats=(repeats[1], repeats[0]), thickness_A=10 * water_nm
         )
         liquid += (0, 0, 1 + _SHEET_GAP_A)
-        liquid = _outside(liquid, placed[t])
+        liquid = without_overlap(liquid, placed[t])
         atoms = _cell_of(sheet, liquid, placed[t], cell_A)
         intensity = image(atoms, optics, sampling_A=10 * sampling_nm, slice_A=10 * slice_nm)
         expected_electrons = electrons(
@@ -369,10 +378,23 @@ def water_layer(
     return np.concatenate([molecules + np.array(corner) for corner in corners])
 
 
-def _motion(
-    frames: int, seed: int, tilt_deg: float, vibration_deg: float, vibration_A: float
+def particle_motion(
+    frames: int, seed: int, *, tilt_deg: float, vibration_deg: float, vibration_A: float
 ) -> tuple[list[Rotation], np.ndarray]:
-    """Return each frame's rotation, and its shift ``(t, 3)`` along x, y, z in Å."""
+    """Return each frame's rotation, and its shift ``(t, 3)`` along x, y and the beam in Å.
+
+    A new orientation after every 2 to 10 frames, each number alike; every frame trembles about it.
+    More frames begin with the same motion.
+
+    Parameters
+    ----------
+    frames, seed
+        Number of frames, and what decides on the motion.
+    tilt_deg
+        Largest angle between the particle's [110] axis and the beam; directions are drawn evenly.
+    vibration_deg, vibration_A
+        Standard deviation about and along each axis.
+    """
     from scipy.spatial.transform import Rotation
 
     rng = np.random.default_rng([seed, 0])
@@ -393,8 +415,16 @@ def _motion(
     return turns, np.array(shifts)
 
 
-def _outside(liquid: np.ndarray, particle: np.ndarray) -> np.ndarray:
-    """Leave out the molecules that overlap the particle."""
+def without_overlap(liquid: np.ndarray, particle: np.ndarray) -> np.ndarray:
+    """Leave out the molecules whose oxygen comes closer than 2.8 Å to an atom of the particle.
+
+    Parameters
+    ----------
+    liquid
+        ``(molecule, 3, 3)`` Å, oxygen first.
+    particle
+        ``(atom, 3)`` Å.
+    """
     from scipy.spatial import cKDTree
 
     if not len(particle) or not len(liquid):

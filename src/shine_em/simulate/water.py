@@ -91,7 +91,8 @@ def snapshots(path: str | os.PathLike[str] | None = None) -> WaterSnapshots:
     """
     file = _FILE if path is None else Path(path)
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # numpy leaves a damaged file open, so it is opened here.
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as content:
             facts = json.loads(str(content["facts"]))
             return WaterSnapshots(
                 tuple(facts.pop("box_A")), facts,
