@@ -7,10 +7,10 @@ energy minimisation, then NVT with a Nosé–Hoover thermostat, 1 fs steps, 100 
 100 fs. The paper used LAMMPS; this uses OpenMM (``pip install "shine-em[water]"``).
 
 What the paper leaves open is chosen here: 300 K; rigid molecules (TIP3P is a rigid model);
-Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald. And one saving: molecules placed at
-random are minimised and melted for 10 ps in an eighth of the box, 2 × 2 × 2 copies of that with
-fresh random velocities start the 100 ps. The copies part within a picosecond or two, because
-water forgets (molecules diffuse 3 Å in 3 ps), and no time of the big box goes into melting.
+Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald. And one saving: molecules placed
+at random are minimised and melted for 10 ps in an eighth of the box. Eight copies of that, each
+shifted across its periodic borders, mirrored and turned at random, fill the box; their joints are
+minimised, and with new random velocities the 100 ps begin.
 
     python scripts/make_water_snapshots.py run WORKDIR          # hours on few cores; resumes
     python scripts/make_water_snapshots.py pack WORKDIR OUTPUT  # any time, of what is there
@@ -39,6 +39,7 @@ OH_A = 0.9572
 HOH_DEGREES = 104.52
 CUTOFF_A = 8.0
 MELTING_PS = 10.0
+JOINING_STEPS = 30
 # toppar_water_ions.str; unlike the original TIP3P the hydrogens have a Lennard-Jones site.
 CHARMM_TIP3P = {
     "O": {"charge": -0.834, "half_rmin_A": 1.7682, "epsilon_kcal": 0.1521},
@@ -120,18 +121,31 @@ def build(box_A: tuple[float, float, float], molecules: int, seed: int, threads:
 def melted(
     box_A: tuple[float, float, float], molecules: int, seed: int, threads: int
 ) -> np.ndarray:
-    """Return ``(atom, 3)`` Å: liquid water in the box, made of eight copies of an eighth of it."""
+    """Return ``(molecule, 3, 3)`` Å: liquid water in a periodic box."""
     from openmm import unit
 
-    half = (box_A[0] / 2, box_A[1] / 2, box_A[2] / 2)
-    simulation = build(half, molecules // 8, seed, threads)
+    simulation = build(box_A, molecules, seed, threads)
     simulation.minimizeEnergy(maxIterations=300)
     simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
     simulation.step(round(MELTING_PS * 1000 / STEP_FS))
     state = simulation.context.getState(getPositions=True)
-    atoms = state.getPositions(asNumpy=True).value_in_unit(unit.angstrom)
-    corners = np.stack(np.meshgrid(*[(0.0, side) for side in half], indexing="ij"), axis=-1)
-    return np.concatenate([atoms + corner for corner in corners.reshape(-1, 3)])
+    return state.getPositions(asNumpy=True).value_in_unit(unit.angstrom).reshape(-1, 3, 3)
+
+
+def eight_pieces(
+    piece: np.ndarray, piece_A: tuple[float, float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """Fill 2 × 2 × 2 places with a periodic piece, each time at another shift and symmetry."""
+    side = np.asarray(piece_A)
+    pieces = []
+    for corner in np.ndindex(2, 2, 2):
+        molecules = piece * np.where(rng.integers(0, 2, 3) == 1, 1, -1)
+        if side[0] == side[1] and rng.integers(0, 2):
+            molecules = molecules[:, :, [1, 0, 2]]
+        molecules = molecules + rng.uniform(0, side)
+        molecules -= (molecules[:, :1] // side) * side  # whole molecules, after their oxygen
+        pieces.append(molecules + corner * side)
+    return np.concatenate(pieces)
 
 
 def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: int) -> None:
@@ -160,9 +174,15 @@ def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: 
             workdir / "trajectory.npy", "w+", np.float32, (total, molecules, 3, 3)
         )
         began = time.monotonic()
-        simulation.context.setPositions(melted(box_A, molecules, seed, threads) * 0.1)
+        piece_A = (box_A[0] / 2, box_A[1] / 2, box_A[2] / 2)
+        kept = workdir / "melted.npy"
+        if not kept.exists():
+            np.save(kept, melted(piece_A, molecules // 8, seed, threads))
+        start = eight_pieces(np.load(kept), piece_A, np.random.default_rng(seed + 2))
+        simulation.context.setPositions(start.reshape(-1, 3) * 0.1)
+        simulation.minimizeEnergy(maxIterations=JOINING_STEPS)
         simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
-        print(f"melted in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"melted and joined in {time.monotonic() - began:.0f} s", flush=True)
     freedom = 6 * molecules - 3  # rigid molecules, the centre of mass at rest
     began, first = time.monotonic(), done
     while done < total:
