@@ -12,8 +12,9 @@ from small import noisy, scene
 
 import shine_em as shine
 from shine_em.denoising import mean_tolerance
+from shine_em.events import Event
 from shine_em.job import Interrupted, run
-from shine_em.planning import Event, Options, averaged_holes, parse_duration
+from shine_em.planning import Options, averaged_holes, parse_duration
 
 
 def denoised(movie: np.ndarray, **options: object) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_result_says_what_was_done() -> None:
     assert result.model.state.step == 6
     assert result.model.hole == (1, 3)
     assert result.model.holes == averaged_holes((1, 3)) == ((1, 3), (1, 1))
-    assert result.model.state.settings.holes == ((1, 3), (3, 5))
+    assert result.model.state.settings.holes == ((1, 3), (3, 5), (5, 7), (7, 9))
     assert result.movie.pixel_size_nm == pytest.approx(0.1)
     assert result.movie.frame_time_s == pytest.approx(2.0)
     assert result.halves is not None
@@ -117,7 +118,7 @@ def test_interrupting_while_denoising_keeps_the_model() -> None:
 
 def test_the_number_of_steps_is_fixed_early_and_kept() -> None:
     seen: list[Event] = []
-    result = shine.denoise(noisy(8, 32, 32), time_budget="15s", progress=seen.append)
+    result = shine.denoise(noisy(8, 32, 32), time_budget="20s", progress=seen.append)
     totals = [e.total for e in seen if e.stage == "training"]
     planned = next(t for t in totals if t)
     assert totals.index(planned) < 20

@@ -16,8 +16,8 @@ import pytest
 
 from shine_em.cli_simulate import app, frame_progress, parameter_help
 from shine_em.errors import ShineError
+from shine_em.events import Event
 from shine_em.io import read
-from shine_em.planning import Event
 from shine_em.simulate import SCENES
 
 SPARSE = ("sparse-counting", "--frames", "2", "--size", "70x80", "--largest-diameter", "3")

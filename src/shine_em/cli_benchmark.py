@@ -99,7 +99,8 @@ def benchmark(
     """
     from .benchmark import run
     from .display import Display
-    from .planning import Event, parse_duration, parse_hole
+    from .events import Event
+    from .planning import parse_duration, parse_hole
     from .simulate import SCENES
 
     console = Console(highlight=False)

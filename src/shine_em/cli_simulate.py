@@ -34,7 +34,7 @@ from .errors import ShineError
 from .simulate import SCENES, Scene
 
 if TYPE_CHECKING:
-    from .planning import Event
+    from .events import Event
 
 __all__ = ["app", "frame_progress", "parameter_help"]
 
@@ -156,7 +156,7 @@ def frame_progress(show_event: Callable[[Event], None], stage: str) -> Callable[
     It is reckoned from the first new frame on: that one also waits for imports and tables, and
     frames kept from an earlier run come at once.
     """
-    from .planning import Event
+    from .events import Event
 
     begun, first = time.monotonic(), 0
     working = False

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .events import Event
 from .files import Outputs, denoise_file
 from .io import read
 from .metrics import psnr, ssim
-from .planning import Event, Options
+from .planning import Options
 from .simulate import au_growth, save
 
 __all__ = ["Demo", "run_demo"]

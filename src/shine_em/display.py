@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from .events import Event
     from .job import Result
-    from .planning import Event
 
 __all__ = ["Display", "clock_time", "print_summary"]
 
@@ -116,7 +116,7 @@ class _Counter:
         self.begun = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        from .planning import Event
+        from .events import Event
 
         pace = (time.monotonic() - self.begun) / max(1, done)
         self.display(Event(self.stage, done, total, seconds_left=pace * (total - done)))

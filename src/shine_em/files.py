@@ -13,10 +13,11 @@ import numpy as np
 
 from .checkpoint import Model, input_hash, versions
 from .errors import ShineError
+from .events import Event
 from .io import describe, open_writer, read
 from .job import Interrupted, Result, history, run
 from .movie import Movie
-from .planning import Event, Options
+from .planning import Options
 from .report import ReportData, write_report
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]

@@ -16,6 +16,7 @@ from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, mean_tolerance
 from .doctor import Health
 from .errors import ShineError
+from .events import Event, Listener
 from .io import read
 from .metrics import snr
 from .movie import Movie
@@ -23,7 +24,7 @@ from .network import NetworkConfig, build
 from .noise import NoiseStatistics
 from .observing import Observations, Observer
 from .patches import Normalisation, Timeline
-from .planning import Event, Listener, Options, Plan, parse_duration, prepare
+from .planning import Options, Plan, parse_duration, prepare
 from .training import Progress, TrainedState, train
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]

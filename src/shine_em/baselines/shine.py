@@ -8,11 +8,12 @@ import numpy as np
 
 from ..compute import pick_device, pick_precision
 from ..denoising import Denoiser
+from ..events import Event
 from ..job import history, train_model
 from ..movie import Movie
 from ..network import Hole
 from ..noise import NoiseStatistics
-from ..planning import Event, Options
+from ..planning import Options
 
 __all__ = ["denoise", "lean", "paper"]
 
