@@ -55,8 +55,14 @@ def test_the_crystals_have_their_bond_lengths_and_composition():
     assert particle[:, 0].max() == pytest.approx(-0.21)
 
 
-def test_the_image_agrees_with_abtem():
+def test_the_image_agrees_with_abtem(monkeypatch):
+    """On the same grid, what is calculated once and shifted gives what abTEM calculates anew."""
     import ase
+
+    from shine_em.simulate import pt_ceria as module
+
+    monkeypatch.setattr(module, "_SAMPLING_A", 0.06)
+    monkeypatch.setattr(module, "_FINER", 1)
 
     optics = Optics(overfocus_nm=7.0)
     particle = pt_particle(1.2)
@@ -79,7 +85,7 @@ def test_the_image_agrees_with_abtem():
         symbols += [kind.element] * len(shifted)
         places.append(10 * shifted[:, [1, 0, 2]])
     atoms = ase.Atoms(symbols, np.concatenate(places), cell=(10 * width, 10 * height, 10 * depth))
-    theirs = image(atoms, optics, sampling_A=0.05, slice_A=1.92)
+    theirs = image(atoms, optics, sampling_A=0.06, slice_A=1.92)
     pixels = {
         "cell_A": (10 * height, 10 * width),
         "pixel_A": 0.332,
@@ -87,8 +93,8 @@ def test_the_image_agrees_with_abtem():
         "dose_e_per_A2": 1.0,
     }
     ours, theirs = electrons(ours, **pixels), electrons(theirs, **pixels)
-    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.998
-    assert np.std(ours - theirs) < 0.06 * np.std(theirs)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+    assert np.std(ours - theirs) < 0.04 * np.std(theirs)
 
 
 def test_lattice_spacings_within_one_percent(scene):
