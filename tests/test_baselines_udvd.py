@@ -87,7 +87,7 @@ def test_tiles_and_shared_triples_change_nothing(monkeypatch: pytest.MonkeyPatch
 def learned() -> tuple[Movie, Movie, np.ndarray]:
     """Return a noisy movie, what UDVD makes of it, and its truth."""
     movie = Movie.from_array(noisy(12, 33, 38, dose=10), pixel_size_nm=0.1, intensity_unit="counts")
-    return movie, udvd(movie, hole=(1, 1), steps=80, width=12), scene(12, 33, 38, dose=10)
+    return movie, udvd(movie, hole=(1, 1), steps=30, width=12), scene(12, 33, 38, dose=10)
 
 
 def test_it_learns_from_the_noisy_movie_alone(learned) -> None:

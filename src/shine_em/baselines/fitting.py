@@ -98,14 +98,17 @@ class PlateauPace:
         Number of stages.
     seconds
         Most wall time, or None; `plateau` tells whether the plateau was reached before it.
+    steps
+        Most steps, or None.
     """
 
     tolerance = 1e-3
 
     def __init__(
         self, peak: float, *, every: int, patience: int = 4, stages: int = 4,
-        seconds: float | None = None,
+        seconds: float | None = None, steps: int | None = None,
     ) -> None:  # fmt: skip
+        self.steps = steps
         self.peak, self.every, self.patience, self.stages = peak, every, patience, stages
         self.seconds, self.started = seconds, time.monotonic()
         self.stage, self.waited, self.best = 0, 0, math.inf
@@ -116,9 +119,11 @@ class PlateauPace:
         return self.stage >= self.stages
 
     def rate(self, step: int) -> float | None:
-        """Return the learning rate of a step; None at the plateau or when time is up."""
+        """Return the learning rate of a step; None at the plateau, or when time or steps are up."""
         spent = time.monotonic() - self.started
         if self.plateau or (self.seconds is not None and step and spent > self.seconds):
+            return None
+        if self.steps is not None and step >= self.steps:
             return None
         return self.peak / 3**self.stage * min(1.0, (step + 1) / self.every)
 

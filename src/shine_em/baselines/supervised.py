@@ -84,6 +84,7 @@ def supervised(
     truth: Movie,
     *,
     time_limit_s: float | None = None,
+    step_limit: int | None = None,
     frames: int = 5,
     seed: int = 0,
     device: str = "cpu",
@@ -101,6 +102,8 @@ def supervised(
         ``(t, y, x)`` noisy movie and its expected values.
     time_limit_s
         Most wall time for training, s; None for as long as the plateau takes.
+    step_limit
+        Most training steps, for exact repeats; None for as many as the plateau takes.
     frames
         Input frames, odd.
     seed, device, progress
@@ -161,7 +164,7 @@ def supervised(
     torch.manual_seed(seed)
     network = SeeingNetwork(frames).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     every = max(25, 4 * len(train))
-    pace = PlateauPace(recipe.learning_rate, every=every, seconds=time_limit_s)
+    pace = PlateauPace(recipe.learning_rate, every=every, seconds=time_limit_s, steps=step_limit)
     fitted = fit(
         network, draw, held, pace=pace,
         optimisers=optimisers(recipe.optimiser, dict(network.named_parameters()), pace.peak),

