@@ -10,7 +10,7 @@ What the paper leaves open is chosen here: 300 K; rigid molecules (TIP3P is a ri
 Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald. And one saving: molecules placed
 at random are minimised and melted for 10 ps in an eighth of the box. Eight copies of that, each
 shifted across its periodic borders, mirrored and turned at random, fill the box; their joints are
-minimised, and with new random velocities the 100 ps begin.
+minimised and calmed for 1 ps, in which velocities are drawn anew every 25 fs. Then the 100 ps begin.
 
     python scripts/make_water_snapshots.py run WORKDIR          # hours on few cores; resumes
     python scripts/make_water_snapshots.py pack WORKDIR OUTPUT  # any time, of what is there
@@ -39,7 +39,8 @@ OH_A = 0.9572
 HOH_DEGREES = 104.52
 CUTOFF_A = 8.0
 MELTING_PS = 10.0
-JOINING_STEPS = 30
+JOINING_STEPS = 100
+CALMING_DRAWS, CALMING_FS = 40, 25.0
 # toppar_water_ions.str; unlike the original TIP3P the hydrogens have a Lennard-Jones site.
 CHARMM_TIP3P = {
     "O": {"charge": -0.834, "half_rmin_A": 1.7682, "epsilon_kcal": 0.1521},
@@ -181,6 +182,10 @@ def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: 
         start = eight_pieces(np.load(kept), piece_A, np.random.default_rng(seed + 2))
         simulation.context.setPositions(start.reshape(-1, 3) * 0.1)
         simulation.minimizeEnergy(maxIterations=JOINING_STEPS)
+        # What the joints still hold of energy would heat the box for picoseconds.
+        for i in range(CALMING_DRAWS):
+            simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 3 + i)
+            simulation.step(round(CALMING_FS / STEP_FS))
         simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
         print(f"melted and joined in {time.monotonic() - began:.0f} s", flush=True)
     freedom = 6 * molecules - 3  # rigid molecules, the centre of mass at rest
