@@ -10,7 +10,8 @@ What the paper leaves open is chosen here: 300 K; rigid molecules (TIP3P is a ri
 Lennard-Jones cut at 8 Å, Coulomb forces by particle-mesh Ewald. And one saving: molecules placed
 at random are minimised and melted for 10 ps in an eighth of the box. Eight copies of that, each
 shifted across its periodic borders, mirrored and turned at random, fill the box; their joints are
-minimised and calmed for 1 ps, in which velocities are drawn anew every 25 fs. Then the 100 ps begin.
+minimised and calmed for 1 ps, in which velocities are drawn anew every 25 fs. Then the 100 ps
+begin.
 
     python scripts/make_water_snapshots.py run WORKDIR          # hours on few cores; resumes
     python scripts/make_water_snapshots.py pack WORKDIR OUTPUT  # any time, of what is there
