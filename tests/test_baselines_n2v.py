@@ -101,21 +101,21 @@ def test_network_is_csbdeeps() -> None:
 
 @pytest.fixture(scope="module")
 def counts() -> np.ndarray:
-    return noisy(10, 48, 48, dose=6.0).astype(np.float32)
+    return noisy(12, 48, 48, dose=200.0).astype(np.float32)
 
 
 def test_training_denoises(counts: np.ndarray) -> None:
-    """Sixty small steps gain 2 dB and more, and the schedule's steps are all taken."""
+    """Sixty small steps gain 1.5 dB (measured: 3.4; a flat frame would lose 5.8)."""
     told: list[float] = []
     fitted = fit(counts, steps=60, batch=8, progress=lambda _, f: told.append(f))
     assert fitted.steps == len(told) == 60
     assert told == sorted(told)
     assert told[-1] == 1
     assert [step for step, _ in fitted.validation_loss] == [10, 20, 30, 40, 50, 60]
-    truth = scene(10, 48, 48, dose=6.0)
+    truth = scene(12, 48, 48, dose=200.0)
     denoised = np.stack([fitted.denoise(frame) for frame in counts])
     errors = [np.mean((a - truth) ** 2) for a in (counts, denoised)]
-    assert 10 * np.log10(errors[0] / errors[1]) > 2
+    assert 10 * np.log10(errors[0] / errors[1]) > 1.5
     assert denoised.mean() == pytest.approx(counts.mean(), rel=0.05)
 
 

@@ -31,6 +31,7 @@ _MASKED = 0.00198  # share of a patch's pixels that are hidden
 _RADIUS = 5  # px: a hidden pixel shows a value from this far around
 _HELD_OUT = 0.1  # share of the patches
 _STRUCT_RANGE = 2.0  # standard deviations
+_SETTLED = 32  # patches behind the batch normalisation's mean and variance, at least
 _FEATURES, _STRIDE, _HALO, _TILE = 32, 4, 32, 768
 _SMALLEST = 16  # px
 # A budget that allows fewer steps takes smaller batches: N2V gains more from steps.
@@ -53,7 +54,9 @@ def n2v(
     0.198 % of a patch's pixels are hidden behind values of their 11×11 neighbourhood (their own
     among them) and are to be predicted. Without a time budget, training takes 100 passes over the
     patches in their 8 orientations; with one, as many steps as fit, in batches small enough for
-    500 of them or of 8 patches at least.
+    500 of them or of 8 patches at least. Unlike CSBDeep's, the statistics of the batch
+    normalisation are measured afresh for the weights that are used, because the running ones lag
+    behind in short runs.
 
     Parameters are those of `shine_em.baselines.Method.run`; ``noise`` and ``hole`` have no effect.
 
@@ -331,11 +334,11 @@ def fit(
         late = planner.out_of_time()
         epoch = max(10, (steps or 0) // _EPOCHS)
         if late or (steps and (fitted.steps % epoch == 0 or fitted.steps >= steps)):
-            network.eval()
-            with torch.inference_mode():
-                loss = forward(network, checked, *checked_masks)
+            with torch.no_grad():
+                # A running mean of 100 steps, as Keras keeps, would lag behind in a short run.
+                network(draw(max(batch, _SETTLED))[1].to(place))
+                value = forward(network.eval(), checked, *checked_masks).item()
             network.train()
-            value = loss.item()
             if not math.isfinite(value):
                 raise ShineError("Noise2Void did not converge: the loss is not a finite number.")
             schedule.step(value)
@@ -396,8 +399,8 @@ def _split(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray
 def _block(channels: int, first: int, second: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in ((channels, first), (first, second)):
-        # Keras's epsilon and momentum
-        norm = nn.BatchNorm2d(b, eps=1e-3, momentum=0.01)
+        # Keras's epsilon; mean and variance are those of the last batch, see `fit`.
+        norm = nn.BatchNorm2d(b, eps=1e-3, momentum=1.0)
         layers += [nn.Conv2d(a, b, 3, padding=1), norm, nn.ReLU()]
     return nn.Sequential(*layers)
 
