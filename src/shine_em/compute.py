@@ -12,7 +12,14 @@ import torch
 
 from .errors import ShineError
 
-__all__ = ["autocast", "keep_freed_memory", "peak_memory_bytes", "pick_device", "pick_precision"]
+__all__ = [
+    "autocast",
+    "keep_freed_memory",
+    "peak_memory_bytes",
+    "pick_device",
+    "pick_precision",
+    "return_freed_memory",
+]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -82,6 +89,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, 512 << 20)
         libc.mallopt(top_pad, 64 << 20)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what glibc kept for reuse, where `keep_freed_memory` told it so.
+
+    Kept memory is torn into pieces by and by: a long job that calls this now and then does not
+    grow.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_memory_bytes() -> int | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Model
-from .compute import autocast
+from .compute import autocast, return_freed_memory
 from .doctor import Health
 from .movie import Movie
 from .network import Hole, build
@@ -21,6 +21,7 @@ __all__ = ["Denoiser", "mean_tolerance", "tiles"]
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
 _TILE = {"lean": 1024, "paper": 512}
+_TIDY_EVERY = 32  # frames
 
 
 def tiles(size: int, edge: int, halo: int, stride: int) -> list[tuple[slice, slice]]:
@@ -151,7 +152,9 @@ class Denoiser:
         cache = _FrameCache(movie, health, model, keep=2 * model.config.frames + 2)
         most = 8 if self.device.type == "cuda" else 1
         pending: list[tuple[int, Window]] = []
-        for t in range(len(movie)) if frames is None else frames:
+        for k, t in enumerate(range(len(movie)) if frames is None else frames):
+            if k % _TIDY_EVERY == 0:
+                return_freed_memory()
             window = pick(int(t), model.config.frames, mirror=model.config.kind == "paper")
             if pending and (
                 len(pending) == most or timeline.shift(pending[0][1]) != timeline.shift(window)
