@@ -61,7 +61,7 @@ def main() -> int:
             frames=made["wanted"], output=place / "denoised.tif",
         )  # fmt: skip
     rss = streamed["rss_mb"]
-    settled, later = rss[SETTLED - 1], max(rss[SETTLED - 1 :])
+    settled, later = max(rss[:SETTLED]), max(rss[SETTLED:])
     growth = 100 * (later - settled) / settled
     print(f"Machine: {common.machine_line(described)}\n")
     rows = [
@@ -74,7 +74,7 @@ def main() -> int:
         ("noise statistics", f"{trained['noise_s']:.0f} s"),
         (f"peak memory of check, noise, {a.steps} steps", f"{training.peak_mb:.0f} MB"),
         ("frames denoised", f"{len(rss)}, {streamed['seconds'] / len(rss):.2f} s each"),
-        (f"memory after {SETTLED} frames", f"{settled:.0f} MB"),
+        (f"most memory in the first {SETTLED} frames", f"{settled:.0f} MB"),
         ("most memory after that", f"{later:.0f} MB"),
         ("growth", f"{growth:+.2f} % (limit {LIMIT_PERCENT:g} %)"),
         ("peak memory of denoising", f"{streaming.peak_mb:.0f} MB"),

@@ -21,7 +21,7 @@ __all__ = ["Denoiser", "mean_tolerance", "tiles"]
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
 _TILE = {"lean": 1024, "paper": 512}
-_TIDY_EVERY = 32  # frames
+_TIDY_EVERY = 8  # frames
 
 
 def tiles(size: int, edge: int, halo: int, stride: int) -> list[tuple[slice, slice]]:
