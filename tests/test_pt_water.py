@@ -177,7 +177,7 @@ def test_vibration_has_its_amplitude():
 
 
 @settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 100), thickness=st.floats(5, 100), repeats=st.integers(1, 2))
+@given(seed=st.integers(0, 100), thickness=st.floats(15, 100), repeats=st.integers(1, 2))
 def test_water_layers_keep_the_density(seed, thickness, repeats):
     water = snapshots()
     layer = water_layer(
