@@ -39,11 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    """Return a benchmark of two filters, and of a network whose time is over before it begins."""
+    """Return a benchmark of two filters, and of a network with a hole that it cannot have."""
     out = tmp_path_factory.mktemp("bench") / "out"
     return benchmark.run(
         [place / "little", place / "real.mrc"], "gaussian,mean5,lean", out=out,
-        time_budget_s=0.01, halves=True, ceiling=True,
+        time_budget_s=0.01, hole=(17, 17), halves=True, ceiling=True,
     )  # fmt: skip
 
 
@@ -80,12 +80,12 @@ def test_a_failing_method_ends_nothing_and_says_why(done: Benchmark) -> None:
     for movie in ("little", "real"):
         failed = by_name(done, movie)["lean"]
         assert failed.status == "failed"
-        assert "time budget" in failed.reason
+        assert "from 1x1 to 15x15" in failed.reason
         assert failed.output is None
         assert by_name(done, movie)["mean5"].status == "done"
     text = done.markdown()
     assert "| lean | failed |" in text
-    assert "lean failed: The time budget" in text
+    assert "lean failed: The hole must be odd" in text
 
 
 def test_a_movie_without_truth_is_judged_without_reference(done: Benchmark) -> None:
@@ -138,7 +138,7 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(
     answers = out / "results" / "little"
 
     def times(**changed: object) -> dict[str, int]:
-        settings = {"time_budget_s": 0.01, "figures": False} | changed
+        settings = {"time_budget_s": 0.01, "hole": (17, 17), "figures": False} | changed
         benchmark.run([movie], "gaussian,mean5", out=out, **settings)  # type: ignore[arg-type]
         return {n: (answers / f"{n}.json").stat().st_mtime_ns for n in ("gaussian", "mean5")}
 
@@ -178,6 +178,7 @@ def test_seeds_and_input_frames_make_runs_of_their_own(place: Path, tmp_path: Pa
         [("lean", 0, None), ("lean", 1, None), ("lean", 0, 1), ("lean", 1, 1),
          ("gaussian", 0, None)], key=str,
     )  # fmt: skip
+    assert {o.status for o in found.outcomes} == {"done"}
     assert (tmp_path / "out" / "input-frames.png").exists()
 
 

@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..compute import pick_device, pick_precision
+from ..checkpoint import Model
+from ..compute import keep_freed_memory, pick_device, pick_precision
 from ..denoising import Denoiser
 from ..events import Event
-from ..job import history, train_model
+from ..job import history
 from ..movie import Movie
 from ..network import Hole
 from ..noise import NoiseStatistics
-from ..planning import Options
+from ..patches import Normalisation
+from ..planning import Options, prepare
+from ..training import train
 
 __all__ = ["denoise", "lean", "paper"]
 
@@ -52,7 +55,7 @@ def paper(
     Raises
     ------
     ShineError
-        If the movie cannot be denoised or the time does not suffice.
+        If the movie cannot be denoised.
     """
     options = _options("paper", noise, hole, time_budget_s, seed, device, frames)
     return denoise(movie, options, progress=progress)
@@ -85,7 +88,7 @@ def lean(
     Raises
     ------
     ShineError
-        If the movie cannot be denoised or the time does not suffice.
+        If the movie cannot be denoised.
     """
     options = _options("lean", noise, hole, time_budget_s, seed, device, frames)
     return denoise(movie, options, progress=progress)
@@ -113,10 +116,11 @@ def denoise(
     *,
     progress: Callable[[str, float], None] | None = None,
 ) -> Movie:
-    """Train for the whole time budget, then denoise every frame, which comes on top.
+    """Train for the whole time budget, then denoise every frame.
 
-    `shine_em.denoise` keeps part of its budget for denoising; a benchmark gives all methods the
-    same time to learn.
+    `shine_em.denoise` keeps part of its budget for checking, measuring and denoising. In a
+    benchmark all methods get the same time to learn, and the rest comes on top. Otherwise the steps
+    are the same: plan, training, denoising, and the mean of the movie restored.
 
     Parameters
     ----------
@@ -135,19 +139,35 @@ def denoise(
     Raises
     ------
     ShineError
-        If the movie cannot be denoised or the time does not suffice.
+        If the movie cannot be denoised.
     """
 
     def tell(event: Event) -> None:
         if progress is not None:
             progress(event.stage, event.done / event.total if event.total else 0.0)
 
-    model, plan = train_model(movie, options=options, progress=tell)
+    keep_freed_memory()
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
+    plan = prepare(movie, options, progress=tell)
+    normalisation = Normalisation.of(plan.health)
+    state = train(
+        movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
+        seconds=options.seconds, device=device, precision=precision,
+        progress=lambda p: tell(Event("training", p.step, p.steps)),
+    )  # fmt: skip
+    if state.stopped == "interrupted":
+        raise KeyboardInterrupt
+    model = Model(state, normalisation, plan.holes)
     denoiser = Denoiser(model, device=device, precision=precision)
+    good = ~np.asarray(plan.health.bad_pixels, bool)
     out = np.empty(movie.shape, np.float32)
-    for done, (t, _, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
+    shifts = []
+    for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
         out[t] = frame
+        trusted = good & normalisation.trusted(raw)
+        if trusted.any() and not plan.health.blank[t]:
+            shifts.append((raw.astype(np.float64) - frame)[trusted].mean())
         tell(Event("denoising", done, len(movie)))
+    out[~np.asarray(plan.health.blank)] += np.float32(np.mean(shifts))
     return movie.with_data(out, did=history(model))
