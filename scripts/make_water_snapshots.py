@@ -232,7 +232,8 @@ def pack(workdir: Path, output: Path, *, snapshots: int, from_ps: float) -> None
         facts={
             "model": "CHARMM TIP3P, rigid; NVT, Nosé–Hoover, 1 fs steps",
             "software": f"OpenMM {version('openmm')}",
-            "temperature_K": TEMPERATURE_K,
+            # As measured: a run that was packed too early is not yet at the thermostat's.
+            "temperature_K": round(float(np.mean([facts["temperature_K"][i] for i in picked])), 1),
             "simulated_ps": round(done * FRAME_FS / 1000, 3),
             "times_ps": [round(float(t), 3) for t in (picked + 1) * FRAME_FS / 1000],
             "seed": facts["seed"],
