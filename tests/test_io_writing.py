@@ -341,7 +341,7 @@ for suffix in {ALL!r}:
     try:
         write(Movie.from_array(noise), {str(tmp_path)!r} + "/a" + suffix)
     except ShineError as error:
-        print(error)
+        print(error, flush=True)  # HDF5 may end the process at its exit
 """
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
