@@ -1,0 +1,480 @@
+r"""The squared error of a denoised movie, estimated from the noisy movie alone.
+
+A raw frame is :math:`y = s + n`, picture and noise. For any denoiser :math:`\hat x(y)`
+
+.. math::
+
+   E|\hat x - s|^2 = E|y - \hat x|^2 - E\,n^2 + 2\,E[n\,\hat x].
+
+The first term is seen. The second is the noise variance: the same for every denoiser, so that
+it drops out of differences. The third says how much of its own noise a denoiser hands on: nothing
+where a hole hides every pixel whose noise is correlated with the hidden one's, something for a
+smaller hole, for a filter or for a network that is not blind. By Stein's lemma its sum over the
+pixels is :math:`\mathrm{tr}(\Sigma\,\partial\hat x/\partial y)`, :math:`\Sigma` being the
+covariance of the noise. It is measured with a probe :math:`b` of that same covariance (correlation
+in space and time, variance that follows the signal):
+
+.. math:: E[n\,\hat x] \approx \langle b\,(\hat x(y + \epsilon b) - \hat x(y)) \rangle / \epsilon.
+
+References
+----------
+C. M. Stein, Estimation of the mean of a multivariate normal distribution. Ann. Stat. 9, 1135-1151
+(1981). S. Ramani, T. Blu, M. Unser, Monte-Carlo SURE. IEEE Trans. Image Process. 17, 1540-1554
+(2008). Y. C. Eldar, Generalized SURE for exponential families. IEEE Trans. Signal Process. 57,
+471-481 (2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .doctor import Health
+from .errors import ShineError
+from .movie import Movie
+from .noise import NoiseStatistics
+from .patches import Normalisation, Timeline
+
+__all__ = ["ErrorEstimate", "ErrorEstimator", "ErrorMatrix", "Predict", "noise_variance"]
+
+# ``predict(windows, shift)``: ``(b, frames, h, w)`` normalised → ``(b, h, w)``, as
+# `Denoiser.predict`; for several candidates at once ``(k, b, h, w)``, as `Denoiser.predict_each`.
+Predict = Callable[[np.ndarray, int], np.ndarray]
+
+FRAMES = 5
+EDGE = 512  # px: of larger frames, a part is enough
+_BLOCK = 32  # px: errors of blocks this wide are as good as independent
+_EPSILON = 0.1  # the probe's share of the noise: networks are bent, float32 is coarse
+_SIGMAS = 3.0  # a correlation in time counts from this many standard errors
+_LEAST_VARIANCE = 0.05  # of the typical one: a fitted line may fall below zero in the dark
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorEstimate:
+    """An estimated mean squared error, movie units squared.
+
+    Attributes
+    ----------
+    mse
+        Mean squared error per pixel; may come out negative where it is within its error of zero.
+    standard_error
+        Statistical, from the scatter between blocks of pixels. Not in it: the error of the noise
+        variance, which shifts all estimates of a movie alike.
+    residual, noise_variance, divergence
+        The three terms: ``mse = residual − noise_variance + divergence``.
+    frames
+        The frames that were looked at.
+    per_frame, per_frame_error
+        ``(frames,)`` the same for each frame alone.
+    blocks, counts
+        ``(n,)`` summed squared error and number of pixels of every block.
+    """
+
+    mse: float
+    standard_error: float
+    residual: float
+    noise_variance: float
+    divergence: float
+    frames: tuple[int, ...]
+    per_frame: np.ndarray
+    per_frame_error: np.ndarray
+    blocks: np.ndarray
+    counts: np.ndarray
+
+    def psnr(self, data_range: float) -> float:
+        """Return the estimated PSNR in dB by the "range" protocol; inf where no error is seen.
+
+        Parameters
+        ----------
+        data_range
+            Maximum − minimum of the noise-free picture, movie units.
+        """
+        return float(10 * np.log10(data_range**2 / self.mse)) if self.mse > 0 else float("inf")
+
+    def minus(self, other: ErrorEstimate) -> tuple[float, float]:
+        """Return the difference of two mean squared errors and its (paired) standard error.
+
+        The noise variance drops out, as does most of the scatter.
+
+        Raises
+        ------
+        ShineError
+            If the two do not come from the same pixels.
+        """
+        if not np.array_equal(self.counts, other.counts) or self.frames != other.frames:
+            raise ShineError("Error estimates of different frames or pixels cannot be compared.")
+        return _mean_and_error(self.blocks - other.blocks, self.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorMatrix:
+    """``M[i, j] = E[(x̂ᵢ − s)(x̂ⱼ − s)]`` of several denoisers, from which any mean of them follows.
+
+    Attributes
+    ----------
+    frames, frame
+        The frames that were looked at; ``(n,)`` which of them each block belongs to.
+    counts
+        ``(n,)`` trusted pixels of each block.
+    products
+        ``(n, k, k)`` sums of the residuals' products ``(y − x̂ᵢ)(y − x̂ⱼ)``.
+    handed_on
+        ``(n, k)`` sums of the estimates of ``n · x̂ᵢ``.
+    noise
+        ``(n,)`` sums of the noise variance.
+    """
+
+    frames: tuple[int, ...]
+    frame: np.ndarray
+    counts: np.ndarray
+    products: np.ndarray
+    handed_on: np.ndarray
+    noise: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """``(k, k)`` the matrix, movie units squared."""
+        d = self.handed_on.sum(0)
+        total = self.products.sum(0) + d[:, None] + d[None, :] - self.noise.sum()
+        return np.asarray(total / self.counts.sum())
+
+    def of(self, weights: Sequence[float] | np.ndarray) -> ErrorEstimate:
+        """Return the error of ``Σ wᵢ x̂ᵢ``; the weights must sum to 1."""
+        w = np.asarray(weights, float)
+        if w.shape != (self.products.shape[1],) or abs(w.sum() - 1) > 1e-6:
+            raise ValueError(f"weights {w} for {self.products.shape[1]} denoisers")
+        residual = np.einsum("nij,i,j->n", self.products, w, w)
+        divergence = 2 * self.handed_on @ w
+        blocks = residual - self.noise + divergence
+        mse, error = _mean_and_error(blocks, self.counts)
+        each = [
+            _mean_and_error(blocks[self.frame == i], self.counts[self.frame == i])
+            for i in range(len(self.frames))
+        ]
+        pixels = self.counts.sum()
+        return ErrorEstimate(
+            mse, error, float(residual.sum() / pixels), float(self.noise.sum() / pixels),
+            float(divergence.sum() / pixels), self.frames, np.array([m for m, _ in each]),
+            np.array([e for _, e in each]), blocks, self.counts,
+        )  # fmt: skip
+
+
+class ErrorEstimator:
+    """Estimates what denoisers get wrong on a spread of a movie's frames.
+
+    Parameters
+    ----------
+    movie, health
+        The movie and its input check; only trusted pixels count.
+    noise
+        Its noise statistics, from which the probe is made.
+    normalisation
+        Of the denoisers' input and output.
+    window
+        Frames in a window, odd.
+    blinded_lags, mirror
+        See `Timeline`: how the windows are made up.
+    frames
+        How many frames, one drawn from each of as many equal stretches of the movie (so that its
+        ends count no more than any other frame), or which.
+    edge
+        Of wider frames, a part this wide is looked at, px.
+    seed
+        Of frames, places and probes: the same for all denoisers, which makes differences sharp.
+
+    Raises
+    ------
+    ShineError
+        If no noise could be measured, or the movie holds no usable frame.
+    """
+
+    def __init__(
+        self,
+        movie: Movie,
+        health: Health,
+        noise: NoiseStatistics,
+        normalisation: Normalisation,
+        *,
+        window: int = 5,
+        blinded_lags: Sequence[int] = (),
+        mirror: bool = False,
+        frames: int | Sequence[int] = FRAMES,
+        edge: int = EDGE,
+        seed: int = 0,
+    ) -> None:
+        if not noise.sigma > 0:
+            raise ShineError(
+                f"{movie.name}: no noise could be measured, so no error can be estimated."
+            )
+        self.movie, self.health, self.noise, self.normalisation = (
+            movie,
+            health,
+            noise,
+            normalisation,
+        )
+        self.window, self.mirror, self.seed = window, mirror, seed
+        self.timeline = Timeline(len(movie), health, blinded_lags)
+        usable = self.timeline.targets()
+        if not usable:
+            raise ShineError(f"{movie.name}: no frame is left whose error could be estimated.")
+        self.frames = _spread(usable, frames, seed) if isinstance(frames, int) else tuple(frames)
+        self.edge = edge
+
+    def measure(self, predict: Predict) -> ErrorEstimate:
+        """Return the error of one denoiser.
+
+        Parameters
+        ----------
+        predict
+            ``predict(windows, shift)``: ``(b, frames, h, w)`` normalised → ``(b, h, w)``.
+        """
+        return self.matrix(lambda windows, shift: predict(windows, shift)[None]).of([1.0])
+
+    def matrix(self, predict_each: Predict) -> ErrorMatrix:
+        """Return the errors of several denoisers and all their means.
+
+        Parameters
+        ----------
+        predict_each
+            As in `measure`, but returning ``(k, b, h, w)``, one for each denoiser.
+        """
+        return _summed(self._look(predict_each), self.frames)
+
+    def pixels(self, predict: Predict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Look at single pixels, for instance to calibrate an uncertainty map.
+
+        Yields
+        ------
+        t, denoised, squared_error
+            Frame number; ``(y, x)`` denoised (of the part of the frame that is looked at), movie
+            units; an estimate of ``(x̂ − s)²`` for every pixel, unbiased and very noisy (it may be
+            negative), NaN where the raw pixel is not trusted.
+        """
+        for seen in self._look(lambda windows, shift: predict(windows, shift)[None]):
+            error = (seen.raw - seen.denoised[0]) ** 2 - seen.variance + 2 * seen.handed_on[0]
+            yield seen.t, seen.denoised[0], np.where(seen.good, error, np.nan)
+
+    def measure_method(self, method: Callable[[Movie], Movie]) -> ErrorEstimate:
+        """Return the error of a method that takes a whole movie and learns nothing from it.
+
+        The movie is denoised twice, as it is and with the probe added to every frame; both are
+        held in memory.
+        """
+        raw = np.stack([f.astype(np.float32) for f in self.movie.frames()])
+        first = np.asarray(method(self.movie).data)[:]
+        variance = noise_variance(self.noise, first)
+        probe = np.stack([self._white(t, raw.shape[1:]) for t in range(len(raw))])
+        probe = np.tensordot(self._root_in_time(), probe, 1) * np.sqrt(variance)
+        probed = self.movie.with_data((raw + _EPSILON * probe).astype(np.float32), did="probed")
+        second = np.asarray(method(probed).data)[:]
+
+        def look() -> Iterator[_Seen]:
+            bad = np.asarray(self.health.bad_pixels, bool)
+            for t in self.frames:
+                good = self.normalisation.trusted(raw[t]) & ~bad
+                frame = np.where(good, raw[t], 0).astype(np.float64)
+                handed_on = probe[t] * (second[t] - first[t]) / _EPSILON
+                yield _Seen(
+                    t, frame, good, first[t][None], handed_on[None],
+                    noise_variance(self.noise, frame, floor=False),
+                )  # fmt: skip
+
+        return _summed(look(), self.frames).of([1.0])
+
+    def denoised(
+        self, predict_each: Predict
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Denoise what is looked at.
+
+        Yields
+        ------
+        t, raw, good, denoised
+            Frame number; ``(y, x)`` raw part of the frame, 0 where it is not trusted; where it is;
+            ``(k, y, x)`` denoised, movie units.
+        """
+        for t in self.frames:
+            view = self._view(t)
+            first = predict_each(view.stack[None], view.shift)[:, 0]
+            yield t, view.raw, view.good, np.stack([self.normalisation.invert(x) for x in first])
+
+    def _look(self, predict_each: Predict) -> Iterator[_Seen]:
+        n = self.normalisation
+        for t in self.frames:
+            view = self._view(t)
+            first = predict_each(view.stack[None], view.shift)[:, 0]
+            denoised = np.stack([n.invert(x) for x in first])
+            sigma = np.sqrt(noise_variance(self.noise, denoised.mean(0))) / n.scale
+            probe = (self._white(t, view.raw.shape) * sigma).astype(np.float32)
+            # A pixel that is not trusted is a constant to the network.
+            probed = view.stack + np.float32(_EPSILON) * view.shares * view.trusted * probe
+            second = predict_each(probed[None], view.shift)[:, 0]
+            yield _Seen(
+                t, view.raw, view.good, denoised,
+                probe * (second - first) * (n.scale**2 / _EPSILON),
+                noise_variance(self.noise, view.raw, floor=False),
+            )  # fmt: skip
+
+    def _view(self, t: int) -> _View:
+        """Return what a denoiser is shown of frame ``t``."""
+        n, here = self.normalisation, self._place(t)
+        bad = np.asarray(self.health.bad_pixels, bool)[here]
+        window = self.timeline.window(t, self.window, mirror=self.mirror)
+        stack = np.zeros((len(window), *bad.shape), np.float32)
+        trusted = np.zeros(stack.shape, bool)
+        shares = np.zeros((len(window), 1, 1), np.float32)
+        raw = np.zeros(bad.shape)
+        for slot, i in enumerate(window):
+            if i is None:
+                continue
+            frame = self.movie.frame(i)[here]
+            stack[slot] = n.apply(frame, bad)
+            trusted[slot] = n.trusted(frame) & ~bad
+            shares[slot] = 1.0 if i == t else self._lasting(abs(i - t))
+            if i == t:
+                raw = np.where(trusted[slot], frame, 0).astype(np.float64)
+        centre = trusted[len(window) // 2]
+        return _View(stack, trusted, shares, self.timeline.shift(window), raw, centre)
+
+    def _place(self, t: int) -> tuple[slice, slice]:
+        rng = np.random.default_rng([self.seed, 4, t])
+        sides = [min(n, self.edge) for n in self.movie.shape[1:]]
+        corner = [
+            int(rng.integers(n - side + 1))
+            for n, side in zip(self.movie.shape[1:], sides, strict=True)
+        ]
+        y, x = (slice(a, a + side) for a, side in zip(corner, sides, strict=True))
+        return y, x
+
+    def _white(self, t: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return ``(y, x)`` noise of unit variance with the measured correlation in space."""
+        from scipy.fft import fft2, ifft2
+
+        correlation = self.noise.difference_correlation
+        radius = correlation.shape[0] // 2
+        offsets = np.arange(-radius, radius + 1)
+        wrapped = np.zeros(shape, np.float64)
+        np.add.at(wrapped, (offsets[:, None] % shape[0], offsets[None, :] % shape[1]), correlation)
+        power = np.maximum(fft2(wrapped).real, 0)
+        white = np.random.default_rng([self.seed, 5, t]).standard_normal(shape)
+        return np.asarray(ifft2(fft2(white) * np.sqrt(power / power.mean())).real)
+
+    def _lasting(self, lag: int) -> float:
+        """Return how much of a frame's noise is found again ``lag`` frames away."""
+        noise = self.noise
+        fixed = noise.fixed_pattern_fraction if noise.fixed_pattern else 0.0
+        if lag >= len(noise.temporal_correlation):
+            return fixed
+        value, error = noise.temporal_correlation[lag], noise.temporal_error[lag]
+        return max(float(value), fixed) if abs(value) > _SIGMAS * error else fixed
+
+    def _root_in_time(self) -> np.ndarray:
+        """Return the symmetric root of the noise's correlation between all frames."""
+        n = len(self.movie)
+        lags = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+        table = np.array([self._lasting(k) for k in range(n)])
+        values, vectors = np.linalg.eigh(table[lags])
+        return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A window: pixels, where they are trusted, how much of the centre's noise each frame holds."""
+
+    stack: np.ndarray  # (frames, y, x), normalised
+    trusted: np.ndarray  # (frames, y, x)
+    shares: np.ndarray  # (frames, 1, 1)
+    shift: int
+    raw: np.ndarray  # (y, x), the centre frame, movie units
+    good: np.ndarray  # (y, x), where that is trusted
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One frame, ``(y, x)`` or ``(k, y, x)``, movie units."""
+
+    t: int
+    raw: np.ndarray
+    good: np.ndarray
+    denoised: np.ndarray
+    handed_on: np.ndarray
+    variance: np.ndarray
+
+
+def noise_variance(noise: NoiseStatistics, signal: np.ndarray, *, floor: bool = True) -> np.ndarray:
+    """Return the noise variance at a signal level, movie units squared.
+
+    Parameters
+    ----------
+    noise
+        Noise statistics. Where their mean–variance curve is not reliable, the noise is taken to be
+        the same everywhere.
+    signal
+        Any shape, movie units. Given the raw pixels themselves and ``floor=False``, the mean of
+        the result is right whatever the noise, for the curve is a straight line.
+    floor
+        Keep the variance above a twentieth of the typical one.
+    """
+    typical = noise.sigma**2
+    curve = noise.mean_variance
+    if not curve.reliable:
+        return np.full(np.shape(signal), typical)
+    variance = curve.gain * np.asarray(signal, float) + curve.offset
+    return np.maximum(variance, _LEAST_VARIANCE * typical) if floor else variance
+
+
+def _spread(usable: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
+    """Draw one frame from each of ``count`` equal stretches."""
+    rng = np.random.default_rng([seed, 6])
+    edges = np.linspace(0, len(usable), min(count, len(usable)) + 1).astype(int)
+    return tuple(usable[int(rng.integers(a, b))] for a, b in pairwise(edges))
+
+
+def _summed(frames: Iterator[_Seen], numbers: Sequence[int]) -> ErrorMatrix:
+    parts: list[tuple[np.ndarray, ...]] = []
+    for seen in frames:
+        good = seen.good & np.isfinite(seen.denoised).all(0)
+        residual = np.where(good, seen.raw - seen.denoised, 0.0)
+        k = len(residual)
+        products = np.empty((0, k, k))
+        for i in range(k):
+            for j in range(i, k):
+                sums = _block_sums(residual[i] * residual[j])
+                if not len(products):
+                    products = np.empty((len(sums), k, k))
+                products[:, i, j] = products[:, j, i] = sums
+        parts.append(
+            (
+                np.full(len(products), len(parts)),
+                _block_sums(good.astype(float)),
+                products,
+                np.stack([_block_sums(np.where(good, d, 0.0)) for d in seen.handed_on], axis=1),
+                _block_sums(np.where(good, seen.variance, 0.0)),
+            )
+        )
+    frame, counts, products, handed_on, noise = (
+        np.concatenate(p) for p in zip(*parts, strict=True)
+    )
+    if not counts.any():
+        raise ShineError("No pixel is left whose error could be estimated.")
+    return ErrorMatrix(tuple(numbers), frame, counts, products, handed_on, noise)
+
+
+def _block_sums(image: np.ndarray) -> np.ndarray:
+    for axis in (0, 1):
+        image = np.add.reduceat(image, np.arange(0, image.shape[axis], _BLOCK), axis=axis)
+    return image.ravel()
+
+
+def _mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Return the mean per pixel and its standard error (ratio estimator over blocks)."""
+    total, used = counts.sum(), int((counts > 0).sum())
+    if not used:
+        return float("nan"), float("nan")
+    mean = float(sums.sum() / total)
+    if used < 2:
+        return mean, float("inf")
+    scatter = ((sums - mean * counts) ** 2).sum() * used / (used - 1)
+    return mean, float(np.sqrt(scatter) / total)
