@@ -40,8 +40,9 @@ class Model:
         Weights, recipe, losses, and what resuming needs.
     normalisation
         Of the movie it was trained on.
-    holes
-        The holes whose predictions are averaged (the ensemble).
+    holes, weights
+        The holes whose predictions are averaged (the ensemble), and their weights, which sum to 1;
+        equal ones where none are given.
     offset
         Mean of raw − denoised over the training movie, normalised units: added to every output,
         so that intensities are not biased.
@@ -57,6 +58,14 @@ class Model:
     offset: float = 0.0
     noise: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            equal = (1 / len(self.holes),) * len(self.holes)
+            object.__setattr__(self, "weights", equal)
+        if len(self.weights) != len(self.holes) or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights {self.weights} for the holes {self.holes}")
 
     @property
     def config(self) -> NetworkConfig:
@@ -101,8 +110,8 @@ class Model:
                 "recent": s.recent, "seconds": s.seconds, "stopped": s.stopped,
             },
             "normalisation": self.normalisation.to_dict(),
-            "holes": self.holes, "offset": self.offset, "noise": self.noise,
-            "provenance": self.provenance,
+            "holes": self.holes, "weights": self.weights, "offset": self.offset,
+            "noise": self.noise, "provenance": self.provenance,
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
         try:
@@ -183,6 +192,7 @@ class Model:
         return cls(
             state, normalisation, holes, float(header["offset"]),
             dict(header["noise"]), dict(header["provenance"]),
+            tuple(float(w) for w in header.get("weights", ())),  # older files: equal
         )  # fmt: skip
 
 

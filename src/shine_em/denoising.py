@@ -61,8 +61,9 @@ class Denoiser:
         The trained model.
     device, precision
         Where and how to compute.
-    holes
-        The holes to average over; the model's by default.
+    holes, weights
+        The holes to average over, and their weights; the model's by default. Holes without weights
+        count alike.
     tile
         Widest tile in pixels, halo included; None for a width that fits a laptop's memory.
     """
@@ -74,19 +75,21 @@ class Denoiser:
         device: torch.device | str = "cpu",
         precision: str = "fp32",
         holes: Sequence[Hole] | None = None,
+        weights: Sequence[float] | None = None,
         tile: int | None = None,
     ) -> None:
         self.model = model
         self.device = torch.device(device)
         self.precision = precision
         self.holes = list(holes or model.holes)
+        equal = [1 / len(self.holes)] * len(self.holes)
+        self.weights = list(weights or (equal if holes else model.weights))
         self.tile = tile or _TILE[model.config.kind]
         network = build(model.config)
         network.load_state_dict(model.state.best)
         self.memory = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
 
-    @torch.inference_mode()
     def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.
 
@@ -100,25 +103,50 @@ class Denoiser:
         Returns
         -------
         ndarray
-            ``(b, h, w)`` float32, normalised: the mean over the holes.
+            ``(b, h, w)`` float32, normalised: the weighted mean over the holes.
         """
+        return self._tiled(windows, shift, each=False)[0]
+
+    def predict_each(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
+        """Denoise normalised windows as `predict` does, but with each hole on its own.
+
+        Returns
+        -------
+        ndarray
+            ``(holes, b, h, w)`` float32, normalised.
+        """
+        return self._tiled(windows, shift, each=True)
+
+    @torch.inference_mode()
+    def _tiled(self, windows: np.ndarray, shift: int, *, each: bool) -> np.ndarray:
         b, _, height, width = windows.shape
-        out = np.empty((b, height, width), np.float32)
+        out = np.empty((len(self.holes) if each else 1, b, height, width), np.float32)
         halo = max(self.network.halo(h) for h in self.holes)
         whole = torch.from_numpy(np.ascontiguousarray(windows))
         for read_y, keep_y in tiles(height, self.tile, halo, self.network.stride):
             for read_x, keep_x in tiles(width, self.tile, halo, self.network.stride):
                 part = whole[:, :, read_y, read_x].to(self.device)
-                mean = self._mean_over_holes(part.contiguous(memory_format=self.memory), shift)
+                part = part.contiguous(memory_format=self.memory)
+                predicted = self._predict(part, shift, each=each)
+                if shift:
+                    # At an end, with few frames to learn its weights from, either guess has
+                    # merits: the weights for such windows, and those for frames in place. Their
+                    # mean beats both.
+                    predicted = (predicted + self._predict(part, 0, each=each)) / 2
                 inner_y = slice(keep_y.start - read_y.start, keep_y.stop - read_y.start)
                 inner_x = slice(keep_x.start - read_x.start, keep_x.stop - read_x.start)
-                out[:, keep_y, keep_x] = mean[:, inner_y, inner_x].cpu().numpy()
+                out[..., keep_y, keep_x] = predicted[..., inner_y, inner_x].cpu().numpy()
         return out
 
-    def _mean_over_holes(self, window: Tensor, shift: int) -> Tensor:
+    def _predict(self, window: Tensor, shift: int, *, each: bool) -> Tensor:
+        """Return ``(holes, b, h, w)``, or the weighted mean over the holes, ``(1, b, h, w)``."""
         with autocast(self.device, self.precision):
             predicted = self.network(window, self.holes, shift)
-        return predicted.float().mean(0) + self.model.offset
+        predicted = predicted.float()
+        if not each:
+            weights = torch.tensor(self.weights, device=self.device).view(-1, 1, 1, 1)
+            predicted = (weights * predicted).sum(0, keepdim=True)
+        return predicted + self.model.offset
 
     def stream(
         self,
@@ -173,10 +201,6 @@ class Denoiser:
         )
         shift = timeline.shift(pending[0][1])
         predicted = self.predict(stacks, shift)
-        if shift:
-            # At an end, with few frames to learn its weights from, either guess has merits: the
-            # weights for such windows, and those for frames in place. Their mean beats both.
-            predicted = (predicted + self.predict(stacks)) / 2
         for (t, _), x in zip(pending, predicted, strict=True):
             raw = cache[t][0]
             # A blanked frame holds no picture to restore: it is handed on as it is.
