@@ -31,6 +31,7 @@ from .cli_options import (
     Precision,
     Preset,
     Quiet,
+    Register,
     Seed,
     Signal,
     Signed,
@@ -63,6 +64,12 @@ app.command(
     name="benchmark",
     help="Compare methods on movies: PSNR, SSIM, time, memory, and the paper's panels.",
     help_epilogue="Example: `shine benchmark au-growth --methods bm3d,n2v,lean -o bench`",
+)
+app.command(
+    "shine_em.cli_dose:dose",
+    name="dose",
+    help="Say how far dose and frame rate could drop in the next session.",
+    help_epilogue="Example: `shine dose movie.dm4 --measure frc --time-budget 10min`",
 )
 
 
@@ -103,6 +110,7 @@ def denoise(
     hole: HoleText = None,
     window: WindowFrames = 5,
     ensemble: Ensemble = True,
+    register: Register = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -129,12 +137,14 @@ def denoise(
 
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
-        ensemble=ensemble, seed=seed, device=device, precision=precision,
+        ensemble=ensemble, register=register, seed=seed, device=device, precision=precision,
     )  # fmt: skip
     if model is not None and resume is not None:
         raise ShineError("--model uses a model as it is, --resume trains it further: give one.")
-    if model is not None and (steps, time_budget, hole) != (None, None, None):
-        raise ShineError("--model does not train: leave out --steps, --time-budget and --hole.")
+    if model is not None and (steps, time_budget, hole, register) != (None, None, None, "auto"):
+        raise ShineError(
+            "--model does not train: leave out --steps, --time-budget, --hole and --register."
+        )
     source = _source(file)
     outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
     if not overwrite:
@@ -180,6 +190,7 @@ def train(
     hole: HoleText = None,
     window: WindowFrames = 5,
     ensemble: Ensemble = True,
+    register: Register = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -201,7 +212,7 @@ def train(
 
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
-        ensemble=ensemble, seed=seed, device=device, precision=precision,
+        ensemble=ensemble, register=register, seed=seed, device=device, precision=precision,
     )  # fmt: skip
     source = _source(file)
     path = source.with_name(f"{source.stem}_model.safetensors")

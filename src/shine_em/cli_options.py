@@ -71,6 +71,15 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     Parameter("--precision", group=HOW, help="`auto` takes the fastest that the device has."),
 ]
+Register = Annotated[
+    Literal["auto", "always", "never"],
+    Parameter(
+        "--register",
+        group=HOW,
+        help="Displace neighbouring frames by the scene's drift, in whole pixels (`auto`: where "
+        "it helps).",
+    ),
+]
 Overwrite = Annotated[
     bool, Parameter("--overwrite", group=RESULTS, negative="", help="Replace existing results.")
 ]

@@ -13,8 +13,9 @@ from .checkpoint import Model
 from .compute import autocast, return_freed_memory
 from .doctor import Health
 from .movie import Movie
-from .network import Hole, build
-from .patches import Timeline, Window
+from .network import Hole, LeanNetwork, PaperNetwork, build
+from .patches import Timeline, Window, cut
+from .student import StudentNetwork
 
 __all__ = ["Denoiser", "mean_tolerance", "tiles"]
 
@@ -55,6 +56,8 @@ def tiles(size: int, edge: int, halo: int, stride: int) -> list[tuple[slice, sli
 class Denoiser:
     """A model, ready to denoise the frames of a movie.
 
+    A model that has a student lets the student denoise, unless ``holes`` are given.
+
     Parameters
     ----------
     model
@@ -85,10 +88,22 @@ class Denoiser:
         equal = [1 / len(self.holes)] * len(self.holes)
         self.weights = list(weights or (equal if holes else model.weights))
         self.tile = tile or _TILE[model.config.kind]
-        network = build(model.config)
-        network.load_state_dict(model.state.best)
+        self.by_student = model.student is not None and not holes
+        network: LeanNetwork | PaperNetwork | StudentNetwork
+        if model.student is not None and self.by_student:
+            network = model.student.network()
+        else:
+            network = build(model.config)
+            network.load_state_dict(model.state.best)
         self.memory = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
+
+    @property
+    def halo(self) -> int:
+        """How many pixels around a tile make it equal to the whole frame."""
+        if isinstance(self.network, StudentNetwork):
+            return self.network.halo
+        return max(self.network.halo(h) for h in self.holes)
 
     def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.
@@ -103,12 +118,15 @@ class Denoiser:
         Returns
         -------
         ndarray
-            ``(b, h, w)`` float32, normalised: the weighted mean over the holes.
+            ``(b, h, w)`` float32, normalised: the weighted mean over the holes, or the student's
+            result.
         """
         return self._tiled(windows, shift, each=False)[0]
 
     def predict_each(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows as `predict` does, but with each hole on its own.
+
+        A student has no holes: its one result is returned.
 
         Returns
         -------
@@ -120,15 +138,16 @@ class Denoiser:
     @torch.inference_mode()
     def _tiled(self, windows: np.ndarray, shift: int, *, each: bool) -> np.ndarray:
         b, _, height, width = windows.shape
-        out = np.empty((len(self.holes) if each else 1, b, height, width), np.float32)
-        halo = max(self.network.halo(h) for h in self.holes)
+        several = len(self.holes) if each and not self.by_student else 1
+        out = np.empty((several, b, height, width), np.float32)
+        halo = self.halo
         whole = torch.from_numpy(np.ascontiguousarray(windows))
         for read_y, keep_y in tiles(height, self.tile, halo, self.network.stride):
             for read_x, keep_x in tiles(width, self.tile, halo, self.network.stride):
                 part = whole[:, :, read_y, read_x].to(self.device)
                 part = part.contiguous(memory_format=self.memory)
                 predicted = self._predict(part, shift, each=each)
-                if shift:
+                if shift and not self.by_student:
                     # At an end, with few frames to learn its weights from, either guess has
                     # merits: the weights for such windows, and those for frames in place. Their
                     # mean beats both.
@@ -141,6 +160,8 @@ class Denoiser:
     def _predict(self, window: Tensor, shift: int, *, each: bool) -> Tensor:
         """Return ``(holes, b, h, w)``, or the weighted mean over the holes, ``(1, b, h, w)``."""
         with autocast(self.device, self.precision):
+            if isinstance(self.network, StudentNetwork):
+                return self.network(window, shift)[None].float()
             predicted = self.network(window, self.holes, shift)
         predicted = predicted.float()
         if not each:
@@ -196,8 +217,15 @@ class Denoiser:
         self, pending: list[tuple[int, Window]], cache: _FrameCache, timeline: Timeline
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         empty = np.zeros(cache.bad.shape, np.float32)
+        whole = (slice(None), slice(None))
         stacks = np.stack(
-            [[empty if i is None else cache[i][1] for i in window] for _, window in pending]
+            [
+                [
+                    empty if i is None else cut(cache[i][1], whole, by)
+                    for i, by in zip(window, timeline.displacements(window), strict=True)
+                ]
+                for _, window in pending
+            ]
         )
         shift = timeline.shift(pending[0][1])
         predicted = self.predict(stacks, shift)

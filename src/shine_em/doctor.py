@@ -74,6 +74,9 @@ class Health:
         spikes and non-finite values. ``(x - location) / scale`` is the normalisation.
     frame_means
         ``(t,)`` mean over each frame's good pixels, without spikes; NaN where a frame has none.
+    path
+        ``(t, 2)`` displacement of the picture (y, x), px, where the frames of a window are to be
+        registered (see `shine_em.registration`), or None. `check` leaves it open.
     """
 
     findings: tuple[Finding, ...]
@@ -86,6 +89,7 @@ class Health:
     location: float
     scale: float
     frame_means: np.ndarray
+    path: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-safe values; the large arrays as lists of their exceptions."""
@@ -103,6 +107,7 @@ class Health:
             "location": float(self.location),
             "scale": float(self.scale),
             "frame_means": [_or_none(m) for m in self.frame_means],
+            "path": None if self.path is None else np.asarray(self.path).tolist(),
         }
 
     @classmethod
@@ -133,6 +138,7 @@ class Health:
             location=float(values["location"]),
             scale=float(values["scale"]),
             frame_means=np.array([np.nan if m is None else m for m in values["frame_means"]]),
+            path=None if values.get("path") is None else np.array(values["path"], float),
         )
 
 

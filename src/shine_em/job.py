@@ -15,8 +15,11 @@ from .checkpoint import Model, input_hash, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, mean_tolerance
 from .doctor import Health
+from .ensemble import Ensemble, affordable, measure_ensemble, measuring_passes
+from .error_estimate import ErrorEstimate, ErrorEstimator
 from .errors import ShineError
 from .events import Event, Listener
+from .frame_errors import FrameErrors, FrameWatch
 from .io import read
 from .metrics import snr
 from .movie import Movie
@@ -24,7 +27,9 @@ from .network import NetworkConfig, build
 from .noise import NoiseStatistics
 from .observing import Observations, Observer
 from .patches import Normalisation, Timeline
-from .planning import Options, Plan, parse_duration, prepare
+from .planning import Options, Plan, holes_to_try, parse_duration, prepare
+from .registration import Drift
+from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, TrainedState, train
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
@@ -55,6 +60,16 @@ class Result:
         What the user should know, plain sentences.
     seconds
         Wall time of the whole job.
+    ensemble
+        The holes that were tried, and why these were chosen; None where nothing was to be chosen.
+    error
+        Estimated error of the denoised movie on a few frames; None where no noise was measured.
+    frame_errors
+        The same for all frames, and those that stand out; None where no noise was measured.
+    drift
+        How the scene drifts, where that was measured (`shine_em.registration`).
+    smears
+        Events of a frame or two that came out weaker than they were (`shine_em.smearing`).
     """
 
     movie: Movie
@@ -65,6 +80,11 @@ class Result:
     halves: dict[str, list[float]] | None
     warnings: tuple[str, ...]
     seconds: float
+    drift: Drift | None = None
+    smears: tuple[Smear, ...] = ()
+    ensemble: Ensemble | None = None
+    error: ErrorEstimate | None = None
+    frame_errors: FrameErrors | None = None
 
 
 class Interrupted(Exception):
@@ -144,11 +164,19 @@ def denoise(
 
 def history(model: Model) -> str:
     """Return the line that a denoised movie's history gets."""
-    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
     return (
-        f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot {holes}, "
-        f"{model.state.best_step} steps, seed {model.state.settings.seed})"
+        f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot {weighted(model)}, "
+        f"{model.state.best_step} steps, seed {model.state.settings.seed}"
+        f"{', neighbours registered' if model.state.settings.registered else ''})"
     )
+
+
+def weighted(model: Model) -> str:
+    """Return the model's holes with their weights: "3x3 (0.6), 1x1 (0.4)"."""
+    names = [f"{m}x{n}" for m, n in model.holes]
+    if len(names) == 1:
+        return names[0]
+    return ", ".join(f"{h} ({w:.2f})" for h, w in zip(names, model.weights, strict=True))
 
 
 def run(
@@ -195,18 +223,27 @@ def run(
     device = pick_device(options.device)
     denoiser = Denoiser(
         model, device=device, precision=pick_precision(device, options.precision),
-        holes=plan.holes, tile=options.tile,
+        holes=None if options.ensemble else [model.hole], tile=options.tile,
     )  # fmt: skip
+    error = _error(movie, plan, denoiser, tell)
+    watch = None if error is None else _watch(plan, error)
     observer = Observer(movie)
+    smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
     restored = 0
     n = len(movie)
     begun = time.monotonic()
     try:
         for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
-            frame, changed = _keep_mean(raw, frame, plan)
+            trusted = _trusted(raw, plan.health)
+            frame, changed = _keep_mean(raw, frame, plan, trusted)
             restored += changed
             sink(t, frame)
             observer.add(t, raw, frame)
+            if watch is not None:
+                watch.add(t, raw, frame)
+            if not plan.health.blank[t]:
+                scene = int(plan.health.segment[t])
+                smearing.add(t, raw, frame, trusted=trusted, scene=scene)
             pace = (time.monotonic() - begun) / done
             tell(Event("denoising", done, n, seconds_left=pace * (n - done)))
     except KeyboardInterrupt:
@@ -219,12 +256,17 @@ def run(
             f"The mean of {restored} of {n} frames was shifted to the raw frame's: the network "
             "alone came too close to the tolerance (0.5 % or 0.02 noise σ).",
         )
+    smears = tuple(smearing.finish())
+    warnings += smear_warnings(smears)
+    frame_errors = None if watch is None else watch.finish()
+    warnings += () if frame_errors is None else frame_errors.warnings()
     halves = None
     if (left := clock.left()) is None or left > _REPORT_S:
         halves = halves_snr(denoiser, movie, plan.health)
     return Result(
-        movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent()
-    )
+        movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent(),
+        plan.drift, smears, plan.ensemble, error, frame_errors,
+    )  # fmt: skip
 
 
 def train_model(
@@ -258,6 +300,8 @@ def _fit(
     tell: Listener,
 ) -> tuple[Model, Plan]:
     """Train, within what the budget leaves beside inference."""
+    if resume is not None:
+        plan = replace(plan, candidates=holes_to_try(options, plan.settings))
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     normalisation = resume.normalisation if resume else Normalisation.of(plan.health)
@@ -301,10 +345,21 @@ def _fit(
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )  # fmt: skip
-    model = replace(model, offset=_offset(movie, plan.health, model, device, precision))
     if state.stopped == "interrupted":
-        raise Interrupted(model)
-    return model, plan
+        offset = _offset(movie, plan.health, model, device, precision)
+        raise Interrupted(replace(model, offset=offset))
+    if plan.candidates and plan.noise.sigma > 0:
+        tell(Event("choosing the holes", 0, 1))
+        try:
+            ensemble = measure_ensemble(
+                movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
+                device=device, precision=precision, tile=options.tile,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise Interrupted(model) from None
+        model = replace(model, holes=ensemble.holes, weights=ensemble.weights)
+        plan = replace(plan, holes=ensemble.holes, ensemble=ensemble)
+    return replace(model, offset=_offset(movie, plan.health, model, device, precision)), plan
 
 
 def _reserve(
@@ -328,22 +383,30 @@ def _reserve(
         TrainedState(plan.config, plan.settings, best=_fresh(plan.config)),
         Normalisation.of(plan.health), plan.holes,
     )  # fmt: skip
-    needed = 0.0
-    for holes in dict.fromkeys((plan.holes, (plan.settings.hole,))):
-        denoiser = Denoiser(
-            untrained, device=device, precision=precision, holes=holes, tile=options.tile
+    tried = plan.candidates or plan.holes
+    alone, all_holes = (
+        _measure(
+            Denoiser(untrained, device=device, precision=precision, holes=holes, tile=options.tile),
+            movie, plan.health,
         )
-        per_frame = _measure(denoiser, movie, plan.health)
-        needed = 1.1 * per_frame * (len(movie) + 16) + writing_s + _REPORT_S
-        if needed < 0.5 * clock.budget:
-            return replace(plan, holes=holes), needed
+        for holes in ((plan.settings.hole,), tried)
+    )  # fmt: skip
+    each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
+    frames = 1.1 * (len(movie) + 16)
+    measuring = 1.1 * measuring_passes(movie)
+    rest = measuring * all_holes + writing_s + _REPORT_S
+    count = affordable(frames * alone, frames * each, len(tried), budget=clock.budget, rest=rest)
+    if count > 1:
+        needed = frames * (alone + (count - 1) * each) + rest
+        return replace(plan, most_holes=count), needed
+    needed = (frames + measuring) * alone + writing_s + _REPORT_S
     if needed > 0.8 * (clock.budget - clock.spent()):
         raise ShineError(
             f"Denoising {len(movie)} frames alone takes about {_minutes(needed)} here, too much "
             f"for a time budget of {_minutes(clock.budget)}. Give --time-budget "
             f"{_minutes(2.5 * needed)}, or fewer frames with --frames."
         )
-    return replace(plan, holes=(plan.settings.hole,)), needed
+    return replace(plan, holes=(plan.settings.hole,), candidates=()), needed
 
 
 def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
@@ -355,6 +418,23 @@ def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
         count = sum(1 for _ in denoiser.stream(movie, health, frames=[middle]))
         times.append((time.monotonic() - begun) / count)
     return min(times[1:])
+
+
+def _error(
+    movie: Movie, plan: Plan, denoiser: Denoiser, tell: Listener
+) -> ErrorEstimate | None:
+    """Return the estimated error, as it was measured to choose the holes or measured now."""
+    if not plan.noise.sigma > 0:
+        return None
+    if plan.ensemble is not None:
+        return plan.ensemble.error
+    tell(Event("estimating the error", 0, 1))
+    estimator = ErrorEstimator.for_model(denoiser.model, movie, plan.health, plan.noise)
+    return estimator.measure(denoiser.predict)
+
+
+def _watch(plan: Plan, error: ErrorEstimate) -> FrameWatch:
+    return FrameWatch(plan.health, plan.noise, Normalisation.of(plan.health), error)
 
 
 def _fresh(config: NetworkConfig) -> dict[str, Any]:
@@ -378,10 +458,16 @@ def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: 
     return float(np.mean(differences)) / model.normalisation.scale
 
 
-def _keep_mean(raw: np.ndarray, frame: np.ndarray, plan: Plan) -> tuple[np.ndarray, bool]:
+def _trusted(raw: np.ndarray, health: Health) -> np.ndarray:
+    """Return which pixels of a frame are neither bad nor spikes, ``(y, x)`` bool."""
+    good: np.ndarray = ~np.asarray(health.bad_pixels, bool) & Normalisation.of(health).trusted(raw)
+    return good
+
+
+def _keep_mean(
+    raw: np.ndarray, frame: np.ndarray, plan: Plan, trusted: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """Shift a frame whose mean is off by nearly as much as is tolerated."""
-    h = plan.health
-    trusted = ~np.asarray(h.bad_pixels, bool) & Normalisation.of(h).trusted(raw)
     if not trusted.any():
         return frame, False
     mean = float(raw[trusted].mean(dtype=np.float64))

@@ -12,7 +12,7 @@ from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
 
-__all__ = ["Batch", "Normalisation", "PatchPool", "Timeline", "Window"]
+__all__ = ["Batch", "Normalisation", "PatchPool", "Timeline", "Window", "cut"]
 
 # A neighbour this far away in time is none any more; it also bounds the search among blanks.
 _FURTHEST = 64
@@ -69,6 +69,28 @@ class Normalisation:
         return cls(**{k: edges[k] if v is None else float(v) for k, v in values.items()})
 
 
+def cut(
+    image: np.ndarray, here: tuple[slice, slice], by: tuple[int, int] = (0, 0), *, fill: Any = 0
+) -> np.ndarray:
+    """Return ``image[here]`` from ``by`` (rows, columns) further on; ``fill`` beyond the image.
+
+    Whole pixels only: interpolation would correlate the noise of neighbouring pixels.
+    """
+    if by == (0, 0):
+        return image[here]
+    source, target, size = [], [], []
+    for place, length, moved in zip(here, image.shape, by, strict=True):
+        start, stop, _ = place.indices(length)
+        first, last = (min(max(v + moved, 0), length) for v in (start, stop))
+        source.append(slice(first, last))
+        target.append(slice(first - start - moved, last - start - moved))
+        size.append(stop - start)
+    out = np.full(size, fill, image.dtype)
+    if all(s.stop > s.start for s in source):
+        out[tuple(target)] = image[tuple(source)]
+    return out
+
+
 class Timeline:
     """Which frames may stand beside which: the windows that a network is shown.
 
@@ -77,6 +99,9 @@ class Timeline:
     Where a neighbour is missing (ends, cuts, blanks, duplicates) the nearest unused frame of the
     same scene takes its place, inner positions first; a scene with too few frames repeats
     neighbours; one with a single frame leaves the positions empty.
+
+    Where the scene drifts (``health.path``), neighbours are to be shown displaced by whole pixels,
+    so that their picture lies on that of the centre frame (`displacements`).
 
     Parameters
     ----------
@@ -97,6 +122,7 @@ class Timeline:
         self.identity = np.arange(n) if health is None else np.asarray(health.duplicate_of)
         self.usable = np.ones(n, bool) if health is None else ~np.asarray(health.blank)
         self.segment = np.zeros(n, int) if health is None else np.asarray(health.segment)
+        self.path = None if health is None else health.path
 
     def window(
         self,
@@ -163,6 +189,22 @@ class Timeline:
         step = 2 if all(lag is None or lag % 2 == 0 for lag in lags) and half else 1
         out = sum(lag is not None and lag != step * abs(k - half) for k, lag in enumerate(lags))
         return min(out, half)
+
+    def displacements(self, window: Window) -> list[tuple[int, int]]:
+        """Return how far (rows, columns) the picture of each frame lies from the centre frame's.
+
+        Zero where the frame may not be displaced: where the network is blinded, the hole must lie
+        on the pixels whose noise is correlated with the hidden ones, and these are where they are.
+        """
+        half = len(window) // 2
+        t = window[half]
+        found = []
+        for k, i in enumerate(window):
+            y = x = 0
+            if self.path is not None and None not in (i, t) and abs(k - half) not in self.blinded:
+                y, x = (int(v) for v in np.rint(self.path[i] - self.path[t]))
+            found.append((y, x))
+        return found
 
     def _fits(self, t: int, offset: int, candidate: int) -> bool:
         return abs(offset) in self.blinded or abs(candidate - t) not in self.blinded
@@ -382,12 +424,15 @@ class PatchPool:
 
     def _stack(self, run: _Run, window: Window, here: tuple[slice, slice]) -> np.ndarray:
         empty = np.zeros((here[0].stop - here[0].start, here[1].stop - here[1].start), np.float32)
+        placed = zip(window, self.timeline.displacements(window), strict=True)
         return np.stack(
             [
                 empty
                 if i is None
-                else self.normalisation.apply(run.pixels[run.numbers[i]][here], run.bad[here])
-                for i in window
+                else self.normalisation.apply(
+                    cut(run.pixels[run.numbers[i]], here, by), cut(run.bad, here, by, fill=True)
+                )
+                for i, by in placed
             ]
         )
 

@@ -14,6 +14,7 @@ from .events import Event, Listener
 from .movie import Movie
 from .network import LARGEST_HOLE, Hole, NetworkConfig, check_hole
 from .noise import NoiseStatistics, noise_statistics
+from .registration import Drift, measure_drift
 from .training import PRESETS, TrainingSettings
 
 __all__ = [
@@ -54,6 +55,9 @@ class Options:
         "auto", or what PyTorch calls it ("cpu", "cuda", "mps"); "auto", "fp32", "bf16", "fp16".
     tile
         Widest tile at inference, px; None to choose.
+    register
+        Displace the neighbours in a window by the scene's drift: "auto" where that brings them
+        closer to each other, "always", or "never".
     """
 
     preset: str = "lean"
@@ -66,6 +70,7 @@ class Options:
     device: str = "auto"
     precision: str = "auto"
     tile: int | None = None
+    register: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -80,6 +85,8 @@ class Options:
             raise ShineError(f"The seed must be a whole number from 0, not {self.seed}.")
         if self.hole is not None:
             check_hole(self.hole)
+        if self.register not in ("auto", "always", "never"):
+            raise ShineError(f"register must be auto, always or never, not {self.register!r}.")
 
     @property
     def seconds(self) -> float | None:
@@ -101,6 +108,7 @@ class Plan:
     settings: TrainingSettings
     holes: tuple[Hole, ...]
     warnings: tuple[str, ...] = ()
+    drift: Drift | None = None  # None where it was not measured
 
 
 def parse_duration(text: str | float) -> float:
@@ -200,7 +208,24 @@ def prepare(
         smallest = min(movie.shape[1:])
         if smallest < settings.crop:
             settings = replace(settings, crop=smallest)
-    return Plan(health, noise, config, settings, holes, tuple(warnings))
+    drift = None
+    if _may_register(options, config, model):
+        tell(Event("measuring the drift", 0, 1))
+        drift = measure_drift(movie, health=health, noise=noise)
+        registered = settings.registered if model else drift.helps or options.register == "always"
+        settings = replace(settings, registered=registered)
+        if registered:
+            health = replace(health, path=drift.path)
+    return Plan(health, noise, config, settings, holes, tuple(warnings), drift)
+
+
+def _may_register(options: Options, config: NetworkConfig, model: Model | None) -> bool:
+    """Return whether neighbours might be displaced by the drift; a model does as it learned."""
+    if model is not None:
+        return model.state.settings.registered
+    if not config.open_slots or options.register == "never":
+        return False
+    return config.kind == "lean" or options.register == "always"  # the published recipe does not
 
 
 def training_holes(hole: Hole) -> tuple[Hole, ...]:

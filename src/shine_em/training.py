@@ -27,7 +27,7 @@ from .network import Hole, NetworkConfig, build
 from .optimiser import dump_state, load_state
 from .optimiser import optimisers as make_optimisers
 from .pacing import Interrupts, Planner, learning_rate
-from .patches import Batch, Normalisation, PatchPool, Timeline
+from .patches import Batch, Normalisation, PatchPool, Timeline, cut
 
 __all__ = ["PRESETS", "Progress", "TrainedState", "TrainingSettings", "train"]
 
@@ -59,6 +59,9 @@ class TrainingSettings:
         See `PatchPool.batch`.
     blinded_lags
         See `Timeline`.
+    registered
+        Whether neighbours were displaced by the scene's drift (``health.path``): a movie that this
+        model is to denoise must be shown in the same way.
     validation_frames
         Frames held out, whose loss picks the best model.
     validate_every
@@ -80,6 +83,7 @@ class TrainingSettings:
     reverse: bool = True
     one_sided: float = 0.3
     blinded_lags: tuple[int, ...] = ()
+    registered: bool = False
     validation_frames: int = 2
     validate_every: float = 0.1
     seed: int = 0
@@ -252,8 +256,8 @@ class _Trainer:
             stack = [
                 np.zeros_like(bad[here], np.float32)
                 if i is None
-                else normalise.apply(movie.frame(i)[here], bad[here])
-                for i in window
+                else normalise.apply(cut(movie.frame(i), here, by), cut(bad, here, by, fill=True))
+                for i, by in zip(window, timeline.displacements(window), strict=True)
             ]
             mask = weight[here][None].astype(np.float32)
             batches.append(Batch(np.stack(stack)[None], mask, timeline.shift(window)))

@@ -1,0 +1,220 @@
+"""Events of one or two frames that the denoised movie shows weaker than they were.
+
+A network that sees neighbouring frames expects the picture to go on. What flashes up once may come
+out faint, or smeared over the frames around it. Its missing part is then in the residual (raw −
+denoised): a blob, at that place, in that frame and not in those around it.
+
+The residual is summed over squares three holes wide. In each frame the sums are divided by their
+own robust scatter among places of the same brightness (so much is noise) and, at the end, by the
+scatter at the same place over time where that is larger: what stands out in many frames is no
+event. The threshold keeps the chance of one false alarm in a whole movie of noise at 1 %, counting
+every square of every frame; where the noise is skewed or heavy-tailed (few electrons per pixel),
+it is raised by the Cornish-Fisher expansion of the sums' own distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import maximum_filter
+from scipy.stats import kurtosis, norm, skew
+
+from .network import Hole
+
+__all__ = ["Smear", "SmearDetector", "smear_warnings"]
+
+FALSE_ALARMS = 0.01  # per movie
+#: Share of an event's contrast that may be missing.
+TOLERATED = 0.2
+_AROUND = 2  # frames before and after that an event is compared with
+_LEVELS = 16  # classes of brightness
+_LEAST = 4.5  # what is looked at more closely, in standard deviations
+
+
+@dataclass(frozen=True)
+class Smear:
+    """An event that was weakened.
+
+    Attributes
+    ----------
+    frame
+        Where in time.
+    y, x
+        Its middle, px.
+    lost
+        The share of its contrast against the frames around it that the denoised frame misses.
+    z
+        What is missing, in standard errors of the noise.
+    """
+
+    frame: int
+    y: float
+    x: float
+    lost: float
+    z: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One frame's sums over squares: in units of their noise, and in the movie's."""
+
+    frame: int
+    scene: int
+    z: np.ndarray
+    residual: np.ndarray
+    denoised: np.ndarray
+
+
+class SmearDetector:
+    """Looks for weakened events while frames stream by.
+
+    Parameters
+    ----------
+    shape
+        ``(y, x)`` of the frames.
+    hole
+        The blind spot, rows × columns: three of it make a square.
+    """
+
+    def __init__(self, shape: tuple[int, int], hole: Hole) -> None:
+        self.hole = hole
+        self.cells = tuple(n // h for n, h in zip(shape, hole, strict=True))
+        self._near: deque[_Seen] = deque(maxlen=2 * _AROUND + 1)
+        self._waiting: deque[_Seen] = deque()
+        self._found: list[tuple[Smear, tuple[int, int]]] = []
+        self._moments: list[tuple[float, float]] = []
+        self._squares: np.ndarray | None = None
+        self._frames = 0
+
+    def add(
+        self,
+        t: int,
+        raw: np.ndarray,
+        denoised: np.ndarray,
+        *,
+        trusted: np.ndarray,
+        scene: int = 0,
+    ) -> None:
+        """Look at a frame; frames come in order, blank ones are left out.
+
+        Parameters
+        ----------
+        t
+            Its number.
+        raw, denoised
+            ``(y, x)`` frames in the movie's units.
+        trusted
+            ``(y, x)`` bool: pixels that are neither bad nor spikes.
+        scene
+            Number of the scene: frames of different scenes are not compared.
+        """
+        if min(self.cells) < 8:
+            return
+        missing = np.where(trusted, raw.astype(np.float32) - denoised, np.float32(0))
+        residual, level = self._sums(missing), self._sums(denoised)
+        z = _standardised(residual, level)
+        self._moments.append((float(skew(z, axis=None)), float(kurtosis(z, axis=None))))
+        self._squares = z**2 if self._squares is None else self._squares + z**2
+        self._frames += 1
+        seen = _Seen(t, scene, z, residual, level)
+        self._near.append(seen)
+        self._waiting.append(seen)
+        if len(self._waiting) > _AROUND:
+            self._look(self._waiting.popleft())
+
+    def finish(self) -> list[Smear]:
+        """Return what was weakened, the gravest first."""
+        while self._waiting:
+            self._look(self._waiting.popleft())
+        if self._frames < 3 or self._squares is None:
+            return []
+        tests = self._frames * self._squares.size
+        threshold = float(norm.isf(FALSE_ALARMS / 2 / tests))
+        lean, tail = np.median(self._moments, axis=0)
+        kept: list[Smear] = []
+        for smear, place in sorted(self._found, key=lambda found: -abs(found[0].z)):
+            others = (self._squares[place] - smear.z**2) / (self._frames - 1)
+            z = smear.z / max(1.0, math.sqrt(max(others, 0.0)))
+            if abs(z) < _raised(threshold, math.copysign(1.0, z) * lean, tail):
+                continue
+            if not any(self._same(smear, other) for other in kept):
+                kept.append(Smear(smear.frame, smear.y, smear.x, smear.lost, abs(z)))
+        return kept
+
+    def _sums(self, frame: np.ndarray) -> np.ndarray:
+        """Return means over squares of three by three holes, one for each hole's shift."""
+        (rows, columns), (height, width) = self.cells, self.hole
+        whole = frame[: rows * height, : columns * width]
+        cells = whole.reshape(rows, height, columns, width).mean((1, 3), dtype=np.float32)
+        down = cells[:-2] + cells[1:-1] + cells[2:]
+        across: np.ndarray = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / np.float32(9)
+        return across
+
+    def _look(self, seen: _Seen) -> None:
+        """Keep the blobs of a frame that the frames around it do not have."""
+        others = [s for s in self._near if s.frame != seen.frame and s.scene == seen.scene]
+        others = [s for s in others if abs(s.frame - seen.frame) <= 2 * _AROUND]
+        if not others:
+            return
+        size = np.abs(seen.z)
+        summits = (size == maximum_filter(size, 3)) & (size > _LEAST)
+        for row, column in np.argwhere(summits):
+            place = (int(row), int(column))
+            z = float(seen.z[place])
+            if float(np.mean([s.z[place] for s in others])) / z > 0.5:
+                continue  # the same is missing all the time: no event
+            missing = seen.residual[place] - np.mean([s.residual[place] for s in others])
+            left = seen.denoised[place] - np.mean([s.denoised[place] for s in others])
+            contrast = float(missing + left)
+            if contrast * z <= 0:
+                continue
+            lost = float(missing) / contrast
+            if lost > TOLERATED:
+                y, x = ((k + 1.5) * h for k, h in zip(place, self.hole, strict=True))
+                self._found.append((Smear(seen.frame, y, x, min(lost, 1.0), z), place))
+
+    def _same(self, a: Smear, b: Smear) -> bool:
+        apart = max(abs(a.y - b.y) / self.hole[0], abs(a.x - b.x) / self.hole[1])
+        return apart <= 4 and abs(a.frame - b.frame) <= 1
+
+
+def smear_warnings(smears: Sequence[Smear]) -> tuple[str, ...]:
+    """Return what to tell the user, one sentence or none."""
+    if not smears:
+        return ()
+    listed = "; ".join(
+        f"frame {s.frame}, x {s.x:.0f}, y {s.y:.0f} (about {100 * s.lost:.0f} % missing)"
+        for s in smears[:8]
+    )
+    more = f"; and {len(smears) - 8} more" if len(smears) > 8 else ""
+    return (
+        "Temporal smearing: what is there for a frame or two came out weaker than it was at "
+        f"{listed}{more}. Look at the raw frames there before you measure.",
+    )
+
+
+def _standardised(residual: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Divide by the robust scatter among places of the same brightness."""
+    values = residual.ravel() - np.median(residual)
+    order = np.argsort(level, axis=None)
+    classes = np.array_split(order, max(1, min(_LEVELS, len(values) // 100)))
+    middles = np.array([np.median(level.ravel()[c]) for c in classes])
+    scatter = np.array([1.4826 * np.median(np.abs(values[c])) for c in classes])
+    positive = scatter > 0
+    if not positive.any():
+        return np.zeros_like(residual)
+    noise = np.interp(level, middles[positive], scatter[positive])
+    z: np.ndarray = values.reshape(residual.shape) / noise
+    return z
+
+
+def _raised(threshold: float, skewness: float, excess: float) -> float:
+    """Return the Cornish-Fisher quantile where it lies above the normal one."""
+    k = threshold
+    moved = k + skewness * (k**2 - 1) / 6 + max(excess, 0.0) * (k**3 - 3 * k) / 24
+    moved -= skewness**2 * (2 * k**3 - 5 * k) / 36
+    return max(k, moved)
