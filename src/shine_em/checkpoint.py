@@ -22,6 +22,7 @@ from .errors import ShineError
 from .movie import Movie
 from .network import Hole, NetworkConfig, build, check_hole
 from .patches import Normalisation
+from .student import Student
 from .training import TrainedState, TrainingSettings
 
 __all__ = ["Model", "input_hash", "versions"]
@@ -50,6 +51,9 @@ class Model:
         The movie's noise statistics, as `NoiseStatistics.to_dict` gives them.
     provenance
         Versions, seed, input file and hash.
+    student
+        The network that repeats the ensemble in one pass, where one was made and found as good;
+        it is what denoises then.
     """
 
     state: TrainedState
@@ -59,6 +63,7 @@ class Model:
     noise: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
+    student: Student | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -99,6 +104,8 @@ class Model:
         tensors: dict[str, Tensor] = {}
         for group in ("best", "current", "average", "optimiser"):
             tensors |= {f"{group}:{k}": v for k, v in getattr(s, group).items()}
+        if self.student is not None:
+            tensors |= {f"student:{k}": v for k, v in self.student.weights.items()}
         header = {
             "format": FORMAT,
             "network": s.config.to_dict(),
@@ -112,6 +119,7 @@ class Model:
             "normalisation": self.normalisation.to_dict(),
             "holes": self.holes, "weights": self.weights, "offset": self.offset,
             "noise": self.noise, "provenance": self.provenance,
+            "student": None if self.student is None else self.student.to_dict(),
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
         try:
@@ -189,10 +197,12 @@ class Model:
         holes = tuple(check_hole((int(m), int(n))) for m, n in header["holes"])
         if not normalisation.scale > 0 or not holes:
             raise ValueError("no scale or no holes")
+        student = header.get("student")  # older files: none
         return cls(
             state, normalisation, holes, float(header["offset"]),
             dict(header["noise"]), dict(header["provenance"]),
             tuple(float(w) for w in header.get("weights", ())),  # older files: equal
+            None if student is None else Student.from_dict(student, groups.get("student", {})),
         )  # fmt: skip
 
 

@@ -1,0 +1,339 @@
+"""Distillation: a student learns to repeat its teacher, and is judged before it is used.
+
+The teacher, a blind-spot ensemble, denoises some frames spread over the movie. These are what a
+`StudentNetwork` is trained to reproduce, in random crops, turned and mirrored. It is kept only if
+its error, estimated from the movie alone (`shine_em.error_estimate`, which counts the noise that
+a network that sees every pixel may hand on), is no larger than that of the blind-spot network
+that it stands in for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .compute import autocast
+from .denoising import Denoiser
+from .doctor import Health
+from .error_estimate import ErrorEstimator
+from .errors import ShineError
+from .movie import Movie
+from .noise import NoiseStatistics
+from .optimiser import optimisers as make_optimisers
+from .pacing import Planner, learning_rate
+from .patches import Timeline, Window, cut
+from .student import WIDTHS, Student, StudentNetwork
+from .training import PRESETS, Progress
+
+__all__ = ["Verdict", "distil", "judge", "lesson_count"]
+
+_EDGE = 512  # pixels: of larger frames, a region of this width is taught
+_TAUGHT_PIXELS = 10_000_000  # more of the teacher's pixels teach hardly more
+_MEMORY = 400_000_000  # bytes: the most that lessons may hold
+_ONE_SIDED = 0.2  # share of the steps for windows with neighbours out of place
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a student is used, and by what numbers; errors are in movie units squared.
+
+    Attributes
+    ----------
+    student, rival
+        Estimated mean squared errors: of the student, and of the blind-spot network that would
+        denoise the movie otherwise.
+    difference, standard_error
+        Student − rival, and its paired standard error.
+    """
+
+    student: float
+    rival: float
+    difference: float
+    standard_error: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the student is no worse, by more than the standard error."""
+        return bool(self.difference <= self.standard_error)
+
+
+def lesson_count(movie: Movie, frames: int, available: int) -> int:
+    """Return how many frames the teacher denoises for its student.
+
+    Parameters
+    ----------
+    movie, frames
+        The movie and the frames in a window.
+    available
+        Frames worth training on.
+    """
+    height, width = (min(n, _EDGE) for n in movie.shape[1:])
+    enough = -(-_TAUGHT_PIXELS // (height * width))
+    held = _MEMORY // (4 * height * width * (2 * frames))
+    return max(1, min(available, enough, held))
+
+
+def distil(
+    movie: Movie,
+    health: Health,
+    teacher: Denoiser,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    lessons: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Student:
+    """Train a student to repeat a teacher's results on frames spread over the movie.
+
+    Parameters
+    ----------
+    movie, health
+        The movie and its input check.
+    teacher
+        The blind-spot ensemble; its model says how windows are made, its device and precision
+        where the student is trained, its seed what everything random is drawn from.
+    steps
+        Training steps; or None, and
+    seconds
+        wall time for all of it, the teacher's passes included.
+    lessons
+        Frames for the teacher to denoise; None for `lesson_count`.
+    progress
+        Called after each step.
+
+    Raises
+    ------
+    ShineError
+        If neither steps nor seconds are given, no frame is worth training on, or the loss is not
+        finite.
+    """
+    if steps is None and seconds is None:
+        raise ShineError("Give the student a number of steps or a time.")
+    model, begun = teacher.model, time.monotonic()
+    frames, seed = model.config.frames, model.state.settings.seed
+    school = _School(movie, health, teacher)
+    targets = school.targets()
+    count = lessons or lesson_count(movie, frames, len(targets))
+    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, count).astype(int))]
+    taught = [school.lesson(t) for t in picked]
+    held = taught[4::8]
+    if held:
+        taught = [lesson for k, lesson in enumerate(taught) if k % 8 != 4]
+    else:
+        held = taught
+    if seconds is not None:
+        seconds = max(0.0, seconds - (time.monotonic() - begun))
+    precision = "fp32" if teacher.precision == "fp16" else teacher.precision  # gradients underflow
+    turn = all(m == n for m, n in (*model.holes, *model.state.settings.holes))
+    network, done = _train(
+        taught, frames, turn=turn, steps=steps, seconds=seconds, seed=seed, device=teacher.device,
+        precision=precision, progress=progress,
+    )  # fmt: skip
+    difference = _compare(network, held, teacher.device, precision)
+    weights = {k: v.detach().to("cpu", copy=True).contiguous()
+               for k, v in network.state_dict().items()}  # fmt: skip
+    return Student(weights, frames, WIDTHS, done, time.monotonic() - begun, len(picked), difference)
+
+
+def judge(
+    movie: Movie,
+    health: Health,
+    noise: NoiseStatistics,
+    student: Denoiser,
+    rival: Denoiser,
+    *,
+    frames: int = 8,
+) -> Verdict:
+    """Estimate from the movie alone whether a student is as good as what it stands in for.
+
+    Parameters
+    ----------
+    movie, health, noise
+        The movie, its input check and its noise statistics.
+    student, rival
+        The two denoisers, of one model.
+    frames
+        How many frames to look at.
+
+    Raises
+    ------
+    ShineError
+        If no noise could be measured.
+    """
+    model = rival.model
+    estimator = ErrorEstimator(
+        movie, health, noise, model.normalisation, window=model.config.frames,
+        blinded_lags=model.blinded_lags, mirror=model.config.kind == "paper", frames=frames,
+        seed=model.state.settings.seed,
+    )  # fmt: skip
+    matrix = estimator.matrix(
+        lambda windows, shift: np.stack([d.predict(windows, shift) for d in (student, rival)])
+    )
+    one, other = matrix.of([1.0, 0.0]), matrix.of([0.0, 1.0])
+    difference, error = one.minus(other)
+    return Verdict(one.mse, other.mse, difference, error)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A region of a frame, the windows around it, and what the teacher made of it."""
+
+    pixels: np.ndarray  # (k, h, w) float32, normalised
+    rows: dict[int, list[int]]  # shift → rows of `pixels` that are its window
+    target: np.ndarray  # (h, w) float32, normalised
+
+
+class _School:
+    """Makes lessons from a movie and a teacher."""
+
+    def __init__(self, movie: Movie, health: Health, teacher: Denoiser) -> None:
+        self.movie, self.teacher, self.model = movie, teacher, teacher.model
+        self.bad = np.asarray(health.bad_pixels, bool)
+        self.timeline = Timeline(len(movie), health, self.model.blinded_lags)
+        self.rng = np.random.default_rng([self.model.state.settings.seed, 7])
+
+    def targets(self) -> list[int]:
+        """Return the frames to teach: those whose neighbours are all in place, where there are."""
+        usable = self.timeline.targets()
+        if not usable:
+            raise ShineError(f"{self.movie.name}: no frame is left to train on.")
+        return [t for t in usable if 0 in self._windows(t)] or usable
+
+    def _windows(self, t: int) -> dict[int, Window]:
+        """Return the windows around ``t`` by their shift: as it is, and as if near an end."""
+        frames, paper = self.model.config.frames, self.model.config.kind == "paper"
+        first = self.timeline.window(t, frames, mirror=paper)
+        windows = {self.timeline.shift(first): first}
+        if not paper and 0 in windows:  # as in its own training
+            for missing in range(1, frames // 2 + 1):
+                window = self.timeline.window(t, frames, last=t + frames // 2 - missing)
+                windows.setdefault(self.timeline.shift(window), window)
+        return windows
+
+    def lesson(self, t: int) -> _Lesson:
+        windows, whole = self._windows(t), self.movie.shape[1:]
+        sizes = [min(n, _EDGE) for n in whole]
+        y, x = (int(self.rng.integers(n - k + 1)) for n, k in zip(whole, sizes, strict=True))
+        here = (slice(y, y + sizes[0]), slice(x, x + sizes[1]))
+        placed = {
+            shift: list(zip(window, self.timeline.displacements(window), strict=True))
+            for shift, window in windows.items()
+        }
+        needed = sorted({(i, by) for each in placed.values() for i, by in each if i is not None})
+        # The last row is empty: it stands where no frame may.
+        pixels = np.zeros((len(needed) + 1, *sizes), np.float32)
+        for k, (i, by) in enumerate(needed):
+            pixels[k] = self.model.normalisation.apply(
+                cut(self.movie.frame(i), here, by), cut(self.bad, here, by, fill=True)
+            )
+        rows = {
+            shift: [len(needed) if i is None else needed.index((i, by)) for i, by in each]
+            for shift, each in placed.items()
+        }
+        shift = min(rows)
+        return _Lesson(pixels, rows, self.teacher.predict(pixels[rows[shift]][None], shift)[0])
+
+
+def _train(
+    lessons: list[_Lesson],
+    frames: int,
+    *,
+    turn: bool,
+    steps: int | None,
+    seconds: float | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[StudentNetwork, int]:
+    recipe = PRESETS["lean"]
+    torch.manual_seed(seed)
+    memory = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    network = StudentNetwork(frames).to(device, memory_format=memory)  # type: ignore[call-overload]
+    named = dict(network.named_parameters())
+    optimisers = make_optimisers("muon", named, recipe.learning_rate)
+    planner = Planner(None if steps else seconds, time.monotonic(), first=0)
+    step = 0
+    while steps is None or step < steps:
+        rate = learning_rate(recipe.learning_rate, step, steps or 1000, warmup=recipe.warmup)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["ratio"]
+        windows, target, shift = _draw(lessons, step, frames, turn=turn, seed=seed)
+        with autocast(device, precision):
+            predicted = network(windows.to(device).contiguous(memory_format=memory), shift)
+        loss = F.mse_loss(predicted.float(), target.to(device))
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ShineError("The student did not converge: use --student never.")
+        step += 1
+        if steps is None:
+            steps = planner.steps(step)
+        if progress is not None:
+            progress(Progress(step, steps or 0, value, None, planner.left(step, steps)))
+        if planner.out_of_time():
+            break
+    return network.eval(), step
+
+
+def _draw(
+    lessons: list[_Lesson], step: int, frames: int, *, turn: bool, seed: int
+) -> tuple[Tensor, Tensor, int]:
+    """Return the batch of a step: windows, what the teacher made of them, and their shift."""
+    recipe = PRESETS["lean"]
+    rng = np.random.default_rng([seed, 5, step])
+    shifts = sorted({shift for lesson in lessons for shift in lesson.rows})
+    shift = shifts[0]
+    if len(shifts) > 1 and rng.random() < _ONE_SIDED:
+        shift = shifts[int(rng.integers(1, len(shifts)))]
+    able = [lesson for lesson in lessons if shift in lesson.rows]
+    shape = lessons[0].target.shape
+    height, width = (min(recipe.crop, n) for n in shape)
+    if turn:
+        height = width = min(height, width)
+    windows, targets = [], []
+    for _ in range(recipe.batch):
+        lesson = able[int(rng.integers(len(able)))]
+        y, x = int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1))
+        here = (slice(y, y + height), slice(x, x + width))
+        rows = lesson.rows[shift]
+        if shift == 0 and rng.integers(2):
+            rows = rows[::-1]
+        stack = np.stack([*(lesson.pixels[row][here] for row in rows), lesson.target[here]])
+        stack = np.rot90(stack, int(rng.integers(4)) if turn else 2 * int(rng.integers(2)), (1, 2))
+        if rng.integers(2):
+            stack = stack[:, :, ::-1]
+        windows.append(stack[:frames])
+        targets.append(stack[frames])
+    return torch.from_numpy(np.stack(windows)), torch.from_numpy(np.stack(targets)), shift
+
+
+@torch.no_grad()
+def _compare(
+    network: StudentNetwork, lessons: list[_Lesson], device: torch.device, precision: str
+) -> float:
+    """Give the student its teacher's mean, and return the RMS difference that remains."""
+    differences = []
+    for lesson in lessons:
+        shift = min(lesson.rows)
+        window = torch.from_numpy(lesson.pixels[lesson.rows[shift]])[None].to(device)
+        with autocast(device, precision):
+            predicted = network(window, shift)
+        differences.append(lesson.target - predicted[0].float().cpu().numpy())
+    offset = float(np.mean([d.mean(dtype=np.float64) for d in differences]))
+    assert network.last.bias is not None
+    network.last.bias += offset
+    squares = [np.square(d - np.float32(offset)).mean(dtype=np.float64) for d in differences]
+    return float(np.sqrt(np.mean(squares)))
