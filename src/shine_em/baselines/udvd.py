@@ -144,8 +144,8 @@ class UDVD(nn.Module):
         self.first = _HalfPlaneUNet(3, width // 3, width)
         self.second = _HalfPlaneUNet(3 * (width // 3), width, width)
         self.mix = nn.Sequential(
-            nn.Conv2d(4 * width, 4 * width, 1, bias=False), nn.LeakyReLU(0.1),
-            nn.Conv2d(4 * width, width, 1, bias=False), nn.LeakyReLU(0.1),
+            nn.Conv2d(4 * width, 4 * width, 1, bias=False), nn.LeakyReLU(0.1, inplace=True),
+            nn.Conv2d(4 * width, width, 1, bias=False), nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(width, 1, 1, bias=False),
         )  # fmt: skip
 
@@ -194,11 +194,11 @@ class _HalfPlaneUNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.down_1 = _chain(inputs, half, half, half)
-        self.down_2 = _chain(half, half, half, half)
-        self.bottom = _chain(half, width, width, half)
-        self.up_2 = _chain(2 * half, width, width, width, width)
-        self.up_1 = _chain(width + inputs, width, width, width, outputs)
+        self.down_1 = _UpwardChain(inputs, half, half, half)
+        self.down_2 = _UpwardChain(half, half, half, half)
+        self.bottom = _UpwardChain(half, width, width, half)
+        self.up_2 = _UpwardChain(2 * half, width, width, width, width)
+        self.up_1 = _UpwardChain(width + inputs, width, width, width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         one = _pooled(self.down_1(x))
@@ -207,19 +207,26 @@ class _HalfPlaneUNet(nn.Module):
         return self.up_1(torch.cat((F.interpolate(up, scale_factor=2), x), dim=1))
 
 
-class _UpwardConvolution(nn.Conv2d):
-    """A 3×3 convolution over a pixel's own row and the two above it, then leaky ReLU."""
+class _UpwardChain(nn.Module):
+    """3×3 convolutions, each over a pixel's own row and the two above it, then leaky ReLU.
+
+    Without biases, what lies above the frame stays zero from layer to layer. So all rows that the
+    chain needs are put there at once, and every layer uses up two.
+    """
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=(0, 1), bias=False) for a, b in pairwise(widths)
+        )
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, a=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(F.pad(x, (1, 1, 2, 0)), self.weight)
-        return F.leaky_relu(x, 0.1)
-
-
-def _chain(*widths: int) -> nn.Sequential:
-    layers = [_UpwardConvolution(a, b, 3, bias=False) for a, b in pairwise(widths)]
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, a=0.1)
-    return nn.Sequential(*layers)
+        x = F.pad(x, (0, 0, 2 * len(self.layers), 0))
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1, inplace=True)
+        return x
 
 
 def _shifted_down(x: Tensor, rows: int) -> Tensor:
