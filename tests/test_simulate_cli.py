@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shine_em.cli_simulate import app, frame_progress, parameter_help
+from shine_em.cli_simulate import app, frame_progress, named_by_option, parameter_help
 from shine_em.errors import ShineError
 from shine_em.events import Event
 from shine_em.io import read
@@ -44,6 +44,13 @@ def test_every_scene_is_a_command_with_all_its_parameters(
         assert len(options - flags - extra) == len(own), (options, own)
         described = parameter_help(inspect.getdoc(function) or "")
         assert own <= set(described)
+        # A flag's other name stands between the lines of its description.
+        words = shown.replace("│", " ").split()
+        flat = " ".join(word for word in words if not word.startswith("--no-"))
+        for parameter in own - {"frames", "size", "seed", "workers"}:
+            assert described[parameter] in flat, parameter
+        # No two parameters share a description: each has a text of its own.
+        assert len({described[p] for p in own}) == len(own)
 
 
 def test_a_scene_is_written_with_its_options(
@@ -84,12 +91,18 @@ def test_existing_scenes_are_kept_unless_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("au-growth", "--dose", "-3"), "dose_e_per_A2"),
+        (("au-growth", "--dose", "-3"), "^--dose must be a positive number, not -3"),
         (("au-growth", "--size", "big"), "300x400"),
-        (("au-growth", "--size", "0"), "size"),
-        (("au-growth", "--size", "16"), "final_diameter_nm"),
-        (("sparse-counting", "--camera", "k9"), "k2-counting"),
-        (("sparse-counting", "--frames", "0"), "frames"),
+        (("au-growth", "--size", "0"), "^--size must"),
+        (
+            ("au-growth", "--size", "16"),
+            "^--final-diameter: .* Choose smaller particles or a larger",
+        ),
+        (("au-growth", "--conversion", "900"), "^--dose 20.0 saturates"),
+        (("stem-mos2", "--detector", "10", "280"), "^--detector begins at 10.0 mrad"),
+        (("pt-water", "--aperture", "60"), "^--aperture 60 lies .* needs --sampling of 0.0082"),
+        (("sparse-counting", "--camera", "k9"), "^--camera 'k9' is not known.*k2-counting"),
+        (("sparse-counting", "--frames", "0"), "^--frames must"),
     ],
 )
 def test_impossible_options_are_named_and_leave_nothing(
@@ -100,7 +113,7 @@ def test_impossible_options_are_named_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_takes_the_first_sentence_of_each_description() -> None:
+def test_help_takes_the_description_of_each_parameter() -> None:
     text = """Do it.
 
     Parameters
@@ -110,7 +123,7 @@ def test_help_takes_the_first_sentence_of_each_description() -> None:
 
         Even more.
     three
-        See there.
+        A `Scan`.
 
     Returns
     -------
@@ -118,8 +131,21 @@ def test_help_takes_the_first_sentence_of_each_description() -> None:
         Not a parameter.
     """
     assert parameter_help(inspect.cleandoc(text)) == {
-        "one_nm": "Widths of D_p in a", "two": "Widths of D_p in a", "three": "",
-    }  # fmt: skip
+        "one_nm": "Widths of D_p in a. More is said here. Even more",
+        "two": "Widths of D_p in a. More is said here. Even more",
+        "three": "A Scan",
+    }
+
+
+def test_errors_name_options_and_leave_plain_words_alone() -> None:
+    options = {"dose_e_per_A2": "--dose", "particles": "--particles", "size": "--size"}
+    for text, expected in (
+        ("dose_e_per_A2=3 is too much (dose_e_per_A2).", "--dose 3 is too much (--dose)."),
+        ("particles must be 1.", "--particles must be 1."),
+        ("Smaller particles, or a larger size.", "Smaller particles, or a larger size."),
+        ("my_dose_e_per_A2 and size_nm=3", "my_dose_e_per_A2 and size_nm=3"),
+    ):
+        assert str(named_by_option(ShineError(text), options)) == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")

@@ -13,7 +13,7 @@ import sys
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -36,7 +36,7 @@ from .simulate import SCENES, Scene
 if TYPE_CHECKING:
     from .events import Event
 
-__all__ = ["app", "frame_progress", "parameter_help"]
+__all__ = ["app", "frame_progress", "named_by_option", "parameter_help"]
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -59,7 +59,7 @@ _UNITS = {
 _COMMON = {
     "frames": "Number of frames.",
     "size": "Width and height in px, as 512, or height x width, as 300x400.",
-    "seed": "Seed of everything random.",
+    "seed": "Seed of everything random: the same one gives the same movie.",
     "workers": "Frames simulated side by side (default: one per processor, up to eight).",
 }
 _NOT_OPTIONS = ("progress", "cache")
@@ -72,20 +72,18 @@ def _command(name: str) -> Callable[..., None]:
     help_of = parameter_help(text)
     hints = get_type_hints(function)
     parameters = inspect.signature(function).parameters
-    bare = Counter(_without_unit(name)[0] for name in parameters)
+    named = _options(name)
     options = []
     for parameter in parameters.values():
-        if parameter.name in _NOT_OPTIONS or not _typed(hints[parameter.name], parameter.name):
+        if parameter.name not in named:
             continue
-        option, unit = _without_unit(parameter.name)
-        if bare[option] > 1:  # as settling_px and settling_us
-            option = parameter.name
+        unit = _without_unit(parameter.name)[1]
         words = _COMMON.get(parameter.name) or help_of.get(parameter.name, "")
         kind: Any = str if parameter.name == "size" else hints[parameter.name]
         annotation: Any = Annotated[
             kind,
             Parameter(
-                f"--{option.replace('_', '-')}",
+                named[parameter.name],
                 group=_MOVIE if parameter.name in _COMMON else _PHYSICS,
                 help=f"{words} [{unit}]".strip() if unit else words,
                 negative_iterable="",
@@ -118,6 +116,22 @@ def _command(name: str) -> Callable[..., None]:
     return run
 
 
+def _options(scene: str) -> dict[str, str]:
+    """Return the option of each parameter of a scene that can be typed."""
+    function = SCENES[scene]
+    hints = get_type_hints(function)
+    names = inspect.signature(function).parameters
+    bare = Counter(_without_unit(name)[0] for name in names)
+    found = {}
+    for name in names:
+        if name not in _NOT_OPTIONS and _typed(hints[name], name):
+            option = _without_unit(name)[0]
+            if bare[option] > 1:  # as settling_nm and settling_s
+                option = name
+            found[name] = f"--{option.replace('_', '-')}"
+    return found
+
+
 def _simulate(
     name: str, chosen: dict[str, Any], *, output: Path, overwrite: bool, quiet: bool
 ) -> None:
@@ -131,9 +145,14 @@ def _simulate(
     unfinished = output / "unfinished"
     try:
         with Display(console, quiet=quiet) as display:
-            scene = SCENES[name](
-                **chosen, cache=unfinished, progress=frame_progress(display, f"simulating {name}")
-            )
+            try:
+                scene = SCENES[name](
+                    **chosen,
+                    cache=unfinished,
+                    progress=frame_progress(display, f"simulating {name}"),
+                )
+            except ShineError as error:
+                raise named_by_option(error, _options(name)) from error
             paths = save(scene, output, overwrite=overwrite)
     except KeyboardInterrupt:
         kept = len(list(unfinished.glob("*/frame_*.npz")))
@@ -184,19 +203,38 @@ def _in_short(scene: Scene) -> str:
     )
 
 
+def named_by_option(error: ShineError, options: Mapping[str, str]) -> ShineError:
+    """Return an error that names options where the original one names parameters.
+
+    Parameters
+    ----------
+    error
+        As a Python function raised it.
+    options
+        Parameter → option. A parameter of one plain word (``frames``) counts as named only where a
+        value or "must" follows: elsewhere the word is just a word.
+    """
+    text = str(error)
+    for name, option in options.items():
+        follows = "" if "_" in name else "(?==| must)"
+        text = re.sub(
+            rf"(?<![\w-]){name}(?!\w){follows}(=?)",
+            lambda found, option=option: option + found[1].replace("=", " "),  # type: ignore[misc]
+            text,
+        )
+    return ShineError(text)
+
+
 def parameter_help(docstring: str) -> dict[str, str]:
-    """Return the first sentence about each parameter of a numpydoc docstring, without markup."""
+    """Return what a numpydoc docstring says about each parameter, on one line, without markup."""
     _, _, rest = docstring.partition("Parameters\n----------\n")
     section = re.split(r"\n\w[\w ]*\n-{3,}\n", rest)[0]
     described: dict[str, str] = {}
     for head, body in re.findall(r"^(\w[\w, ]*)\n((?:[ ]+.*\n?|\n)*)", section, re.MULTILINE):
         words = " ".join(body.split())
-        words = re.sub(r":math:`([^`]*)`", r"\1", words).replace("`", "")
-        sentence = re.split(r"(?<=[.])\s+(?=[A-Z])", words)[0].rstrip(".")
-        if sentence.startswith("See "):  # says nothing to who cannot click on it
-            sentence = ""
+        words = re.sub(r":math:`([^`]*)`", r"\1", words).replace("`", "").rstrip(".")
         for name in head.split(","):
-            described[name.strip()] = sentence
+            described[name.strip()] = words
     return described
 
 

@@ -77,6 +77,14 @@ def au_growth(
     along each axis by a normal step of variance :math:`2 D_p`, so its mean squared displacement in
     the plane is :math:`4 D_p` per frame. Its diameter grows linearly with time.
 
+    **Noise.** The paper gives neither its camera's DQE nor the PSNR of its noisy frames in numbers.
+    About 830 of the 2184 electrons per pixel pass the cell; a ``dqe`` of 1 counts them all, and the
+    noise is light: PSNR 25 dB in the first and 32 dB in the last frame without a fit (13 and 21 dB
+    by the authors' min-max protocol). The default of 0.03 keeps the information of 25 electrons per
+    pixel, which is a harder and for low-dose movies more typical test: 9 and 17 dB (5 and 9 dB). A
+    scintillator camera has such a DQE near its Nyquist frequency; equally one may read the paper's
+    "dose rate" of 20 e⁻/Å² as per second, recorded by an ideal camera at 33 frames per second.
+
     Parameters
     ----------
     frames
@@ -94,7 +102,7 @@ def au_growth(
     dose_e_per_A2
         Incident electrons per Å² and frame.
     diffusivity_px2
-        Diffusivity :math:`D_p` in square pixels per frame.
+        Diffusivity :math:`D_p` of the particles.
     initial_diameter_nm
         Diameter of all particles in the first frame.
     final_diameter_nm
@@ -106,31 +114,27 @@ def au_growth(
         Thickness of each of the two windows.
     liquid_nm
         Thickness of the water.
-    gold_mfp_nm, water_mfp_nm, window_mfp_nm
-        Mean free path for loss from the image. That is scattering past the objective aperture or,
-        where an energy filter is used, inelastic scattering. The values for water and silicon
-        nitride are those of the paper's simulator (Yao et al. 2020), which draws gold's from
-        20-80 nm.
+    gold_mfp_nm
+        Mean free path in gold for loss from the image: scattering past the objective aperture or,
+        with an energy filter, inelastic scattering. The paper's simulator (Yao et al. 2020) draws
+        it from 20 to 80 nm.
+    water_mfp_nm
+        Mean free path in water; the value of the paper's simulator.
+    window_mfp_nm
+        Mean free path in silicon nitride; the value of the paper's simulator.
     conversion
         Counts per incident electron.
     dqe
-        Detective quantum efficiency, taken as the same at all frequencies. The paper gives neither
-        its camera's nor the PSNR of its noisy frames in numbers. About 830 of the 2184 electrons
-        per pixel pass the cell; ``dqe=1`` counts them all, and the noise is light: PSNR 25 dB in
-        the first and 32 dB in the last frame without a fit (13 and 21 dB by the authors' min-max
-        protocol). The default keeps the information of 25 electrons per pixel, which is a harder
-        and for low-dose movies more typical test: 9 and 17 dB (5 and 9 dB). A scintillator camera
-        has such a DQE near its Nyquist frequency; equally one may read the paper's "dose rate" of
-        20 e⁻/Å² as per second, recorded by an ideal camera at 33 frames per second.
+        Detective quantum efficiency, above 0 and up to 1, the same at all frequencies. What is lost
+        makes noise: the mean counts stay.
     point_spread
         Weights of an electron's signal at 0, 1, 2, ... pixels along each axis.
     amorphous_contrast
-        Strength of the texture of windows and water; 1 is the contrast of independent atoms.
-        Phase contrast makes images out of focus show several times that. The default leaves the
-        texture out: at 1 nm per pixel a strength of 1 is 0.9 % of the counts, against noise of
-        20 %.
+        Strength of the texture of windows and water: 0 for none, 1 for the contrast of independent
+        atoms (at 1 nm per pixel 0.9 % of the counts, against noise of 20 %). Phase contrast makes
+        images out of focus show several times that.
     amorphous_grain_nm
-        Width of the texture's grains, as the standard deviation of a Gaussian. The strength is
+        Width of the texture's grains, as the standard deviation of a Gaussian; the contrast is
         that of the smoothed texture.
     workers
         Threads; None for one per processor, up to eight.

@@ -71,16 +71,23 @@ def pt_ceria(
     plane of the image alone; and drift, which moves the camera over the image. The latter two are
     shifts of band-limited functions, exact in Fourier space.
 
+    The paper names no incoherence, so the illumination is coherent.
+
     **Motion.** Each frame the particle shifts along the surface by a normal step, reflected before
     it reaches the frame's edges, and the whole field drifts by a normal step along both axes.
 
     Parameters
     ----------
-    frames, size, seed
-        Number of frames, height and width in pixels (one number for a square), and the seed: the
-        same gives the same movie, whatever the number of workers.
-    pixel_size_nm, frame_time_s
-        Calibration. The paper gives no frame time; it does not affect the picture.
+    frames
+        Number of frames.
+    size
+        Height and width in pixels; one number for a square.
+    seed
+        The same seed gives the same movie, whatever the number of workers.
+    pixel_size_nm
+        Width of a pixel.
+    frame_time_s
+        Time from frame to frame; a calibration only, of which the paper says nothing.
     dose_e_per_A2
         Incident electrons per Å² and frame.
     diameter_nm
@@ -88,18 +95,30 @@ def pt_ceria(
     thickness_nm
         Thickness of the support along the beam, rounded to whole periods of 0.383 nm; at least the
         particle's.
-    particle_step_nm, drift_step_nm
-        Standard deviation of the particle's step along the surface per frame, and of the field's
-        along each axis.
+    particle_step_nm
+        Standard deviation of the particle's step along the surface, per frame.
+    drift_step_nm
+        Standard deviation of the whole field's step along each axis, per frame.
     thermal_nm
         Standard deviation of the atoms' thermal displacement along one axis.
-    voltage_kV, overfocus_nm, c3_mm, c5_mm, aperture_mrad
-        See `shine_em.simulate.multislice.Optics`. The paper names no incoherence, so the
-        illumination is coherent.
+    voltage_kV
+        Acceleration voltage.
+    overfocus_nm
+        Distance of the plane in focus below the exit plane; negative for underfocus.
+    c3_mm
+        Spherical aberration of third order.
+    c5_mm
+        Spherical aberration of fifth order.
+    aperture_mrad
+        Half angle of the objective aperture.
     camera
-        A name in `shine_em.simulate.detector.CAMERAS`.
-    workers, progress, cache
-        See `shine_em.simulate.frames.run_frames`.
+        Name of the camera: ideal, k2, k2-counting, falcon or ccd.
+    workers
+        Threads; None for one per processor, up to eight.
+    progress
+        Called as ``progress(done, total)`` after each frame.
+    cache
+        Folder that keeps finished frames until all are there, to go on after an interruption.
 
     Returns
     -------

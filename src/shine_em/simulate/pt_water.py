@@ -56,7 +56,7 @@ def pt_water(
     c5_mm: float = 3.0,
     overfocus_nm: float = 0.0,
     aperture_mrad: float = 30.0,
-    sampling_nm: float = 0.015,
+    sampling_nm: float = 0.01,
     slice_nm: float = 0.2,
     camera: str = "k2",
     workers: int | None = None,
@@ -78,6 +78,10 @@ def pt_water(
     sideways at random. The cell is periodic, so nothing ends at the edges of the field: graphene
     is turned to an angle at which it fits the cell with a strain of 0.2 %.
 
+    The grid: against one of 0.05 Å, a frame of 128 × 128 pixels in 10 nm of water differs (rms, in
+    percent of its contrast) by 7.8 % on 0.15 Å, 4.0 % on 0.1 Å, the default, and 2.1 % on 0.075 Å,
+    which takes twice the time; 7.6, 3.7 and 2.0 % before the camera's blur.
+
     Parameters
     ----------
     frames
@@ -87,8 +91,8 @@ def pt_water(
     seed
         The same seed gives the same movie, whatever the number of workers.
     diameter_nm
-        Of the particle, a Wulff polyhedron with {111} and {100} faces of the volume of such a
-        sphere; 0 for none.
+        Diameter of a sphere of the particle's volume; the particle is a Wulff polyhedron with {111}
+        and {100} faces. 0 for none.
     water_nm
         Thickness of the water, up to the 10 nm of the snapshots; 0 for none.
     pixel_size_nm
@@ -100,18 +104,24 @@ def pt_water(
     tilt_deg
         Largest angle between the particle's [110] axis and the beam; 90 allows any orientation,
         smaller values keep the atomic columns in sight, 0 fixes the zone axis.
-    vibration_deg, vibration_nm
-        Standard deviation of the vibration about and along each axis.
+    vibration_deg
+        Standard deviation of the particle's vibration about each axis.
+    vibration_nm
+        Standard deviation of the particle's vibration along each axis.
     voltage_kV
         Acceleration voltage.
-    c3_mm, c5_mm
-        Spherical aberration of third and fifth order.
+    c3_mm
+        Spherical aberration of third order.
+    c5_mm
+        Spherical aberration of fifth order.
     overfocus_nm
-        Distance of the plane in focus below the lower sheet.
+        Distance of the plane in focus below the lower sheet; negative for underfocus.
     aperture_mrad
         Half angle of the objective aperture.
-    sampling_nm, slice_nm
-        Widest spacing of the grid and of the slices of the multislice calculation.
+    sampling_nm
+        Widest spacing of the grid of the multislice calculation.
+    slice_nm
+        Widest thickness of its slices.
     camera
         Name of the camera: ideal, k2, k2-counting, falcon or ccd.
     workers
@@ -161,9 +171,9 @@ def pt_water(
         "slice_nm": slice_nm,
         "camera": camera,
     }
-    _check(parameters)
-    water = snapshots()
     optics = Optics(voltage_kV, c3_mm, c5_mm, overfocus_nm, aperture_mrad)
+    _check(parameters, optics)
+    water = snapshots()
     recorder = camera_named(camera)
     edge = recorder.border
     pixel_A = 10 * pixel_size_nm
@@ -453,12 +463,18 @@ def _cell_of(
     return ase.Atoms(numbers=numbers, positions=positions, cell=cell_A, pbc=(True, True, False))
 
 
-def _check(p: dict[str, Any]) -> None:
+def _check(p: dict[str, Any], optics: Optics) -> None:
     check_numbers(
         p,
         positive=("pixel_size_nm", "frame_time_s", "dose_e_per_A2", "sampling_nm", "slice_nm"),
         not_negative=("diameter_nm", "water_nm", "tilt_deg", "vibration_deg", "vibration_nm"),
     )
+    if 10 * p["sampling_nm"] > optics.coarsest_sampling_A:
+        raise ShineError(
+            f"aperture_mrad={p['aperture_mrad']:g} lies beyond the simulation grid: it needs "
+            f"sampling_nm of {optics.coarsest_sampling_A / 10:.4f} or less, not "
+            f"{p['sampling_nm']:g}."
+        )
     if p["tilt_deg"] > 90:
         raise ShineError(f"tilt_deg must lie between 0 and 90, not {p['tilt_deg']}.")
     _check_fit(p, p["diameter_nm"])

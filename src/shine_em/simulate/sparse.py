@@ -76,10 +76,12 @@ def sparse_counting(
     frame_time_s
         Time from frame to frame.
     dose_e_per_A2
-        Incident electrons per Å² and frame. With the pixel size it gives 0.6 electrons per pixel;
-        one or more are refused.
-    smallest_diameter_nm, largest_diameter_nm
-        Range from which diameters are drawn evenly.
+        Incident electrons per Å² and frame. With the default pixel size the default gives 0.6
+        electrons per pixel; one or more are refused.
+    smallest_diameter_nm
+        Smallest of the particles' diameters, which are drawn evenly from a range.
+    largest_diameter_nm
+        Largest of the particles' diameters.
     lattice_nm
         Lattice constant of the crystals. Gold's gives fringes of 0.2355 nm (111) and 0.2039 nm
         (200).
@@ -88,7 +90,7 @@ def sparse_counting(
     mfp_nm
         Mean free path for loss from the image in gold.
     diffusivity_px2
-        Diffusivity :math:`D_p` in square pixels per frame.
+        Diffusivity :math:`D_p` of the particles.
     rotation_deg
         Standard deviation of the turn from frame to frame.
     camera

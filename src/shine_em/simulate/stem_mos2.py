@@ -67,7 +67,8 @@ def stem_mos2(
     beam is the sum of the atoms' own profiles, each a function of the probe's distance from the
     atom, which `atom_profile` takes from an abTEM multislice calculation of one atom and blurs by
     the thermal motion and the effective source. It is evaluated where the probe really was: drift
-    shears each frame, jitter tears its lines, and the probe settles after each flyback.
+    shears each frame, jitter tears its lines, and the probe settles after each flyback
+    (see `shine_em.simulate.scan`).
 
     **Noise.** Each detected electron (Poisson) gives a pulse of random height that decays with
     ``response_time_s``, so bright atoms streak and the noise is correlated along the lines, more so
@@ -81,35 +82,64 @@ def stem_mos2(
 
     Parameters
     ----------
-    frames, size, seed
-        Number of frames, height and width in pixels (one number for a square), and the seed: the
-        same gives the same movie, whatever the number of workers.
-    pixel_size_nm, dwell_time_s
-        Distance of the probe positions and time on each.
+    frames
+        Number of frames.
+    size
+        Height and width in pixels; one number for a square.
+    seed
+        The same seed gives the same movie, whatever the number of workers.
+    pixel_size_nm
+        Distance of neighbouring probe positions.
+    dwell_time_s
+        Time that the probe spends on each pixel; the paper's were 5e-6 and 10e-6.
     beam_current_pA
-        The probe's current, typical of such an instrument (the paper gives none): 25 pA × 5 µs are
-        780 electrons per pixel.
-    energy_kV, probe_mrad, detector_mrad
-        Acceleration voltage, convergence semi-angle, inner and outer collection semi-angle.
+        The probe's current; the default is typical of such an instrument (the paper gives none).
+        25 pA and 5 µs are 780 electrons per pixel.
+    energy_kV
+        Acceleration voltage.
+    probe_mrad
+        Convergence semi-angle of the probe.
+    detector_mrad
+        Inner and outer collection semi-angle.
     source_size_nm
         Full width at half maximum of the effective source at the specimen.
     rotation_deg
         Angle of the lattice's a axis against the lines.
     pt_per_nm2
-        Pt atoms per area.
+        Pt atoms per nm² of the film.
     hop_probability
         Chance of each Pt atom to hop, per frame.
     pt_wobble_nm
         Standard deviation of a Pt atom's place about its site along each axis, drawn each frame.
-    drift_nm_per_s, jitter_nm, flyback_s, settling_nm, settling_s
-        See `shine_em.simulate.scan.Scan`.
-    response_time_s, conversion, pulse_spread, black_level, read_noise
-        See `shine_em.simulate.scan.StemDetector`.
+    drift_nm_per_s
+        Velocity of the specimen, y then x.
+    jitter_nm
+        Standard deviation of each line's displacement, y then x.
+    flyback_s
+        Time from the end of a line to the beginning of the next.
+    settling_nm
+        How far the probe still is behind its course when a line begins, towards larger x.
+    settling_s
+        Time constant with which the probe settles when a line begins.
+    response_time_s
+        Time constant of the exponential decay of an electron's signal in the detector; 0 for none.
+    conversion
+        Mean counts per detected electron.
+    pulse_spread
+        Standard deviation over mean of the pulse heights of single electrons; 0 counts all alike.
+    black_level
+        Counts without any electron.
+    read_noise
+        Standard deviation of the electronics' noise in counts.
     drift_correction
         Align the recorded frames by their known drift: whole pixels by shifting the scan, the
         rest by linear interpolation (then the movie is float32).
-    workers, progress, cache
-        See `shine_em.simulate.frames.run_frames`.
+    workers
+        Threads; None for one per processor, up to eight.
+    progress
+        Called as ``progress(done, total)`` after each frame.
+    cache
+        Folder that keeps finished frames until all are there, to go on after an interruption.
 
     Returns
     -------
