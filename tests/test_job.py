@@ -12,9 +12,10 @@ from small import noisy, scene
 
 import shine_em as shine
 from shine_em.denoising import mean_tolerance
+from shine_em.ensemble import candidate_holes
 from shine_em.events import Event
 from shine_em.job import Interrupted, run
-from shine_em.planning import Options, averaged_holes, parse_duration
+from shine_em.planning import Options, parse_duration
 
 
 def denoised(movie: np.ndarray, **options: object) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_result_says_what_was_done() -> None:
     result = shine.denoise(movie, steps=6, hole=(1, 3), seed=5, progress=seen.append)
     assert result.model.state.step == 6
     assert result.model.hole == (1, 3)
-    assert result.model.holes == averaged_holes((1, 3)) == ((1, 3), (1, 1))
+    assert set(result.model.holes) <= set(candidate_holes((1, 3)))
     assert result.model.state.settings.holes == ((1, 3), (3, 5), (5, 7), (7, 9))
     assert result.movie.pixel_size_nm == pytest.approx(0.1)
     assert result.movie.frame_time_s == pytest.approx(2.0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .checkpoint import Model
 from .doctor import Health, check
+from .ensemble import CANDIDATES, Ensemble, candidate_holes
 from .errors import ShineError
 from .events import Event, Listener
 from .movie import Movie
@@ -21,6 +22,7 @@ __all__ = [
     "Options",
     "Plan",
     "averaged_holes",
+    "holes_to_try",
     "parse_duration",
     "parse_hole",
     "prepare",
@@ -100,7 +102,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was measured of a movie, and what is to be done with it."""
+    """What was measured of a movie, and what is to be done with it.
+
+    Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
+    trained; ``ensemble`` says which. ``holes`` are those to average over as long as nothing was
+    measured, or where nothing is to be chosen.
+    """
 
     health: Health
     noise: NoiseStatistics
@@ -109,6 +116,9 @@ class Plan:
     holes: tuple[Hole, ...]
     warnings: tuple[str, ...] = ()
     drift: Drift | None = None  # None where it was not measured
+    candidates: tuple[Hole, ...] = ()
+    most_holes: int = CANDIDATES
+    ensemble: Ensemble | None = None
 
 
 def parse_duration(text: str | float) -> float:
@@ -216,7 +226,8 @@ def prepare(
         settings = replace(settings, registered=registered)
         if registered:
             health = replace(health, path=drift.path)
-    return Plan(health, noise, config, settings, holes, tuple(warnings), drift)
+    candidates = () if model else holes_to_try(options, settings)
+    return Plan(health, noise, config, settings, holes, tuple(warnings), drift, candidates)
 
 
 def _may_register(options: Options, config: NetworkConfig, model: Model | None) -> bool:
@@ -239,8 +250,15 @@ def training_holes(hole: Hole) -> tuple[Hole, ...]:
     return tuple(h for h in wider if max(h) <= LARGEST_HOLE)
 
 
+def holes_to_try(options: Options, settings: TrainingSettings) -> tuple[Hole, ...]:
+    """Return the holes to choose from after training; none without an ensemble."""
+    if not options.ensemble or settings.preset == "paper":
+        return ()  # the published recipe has one
+    return candidate_holes(settings.hole)
+
+
 def averaged_holes(hole: Hole) -> tuple[Hole, ...]:
-    """Return the holes to average over: the measured one and the next smaller.
+    """Return the holes to average over where nothing can be measured: the next smaller one as well.
 
     The network is never trained with the smaller one, so that it has not learned to copy what
     noise it lets through; it restores what the larger one blurs (S. Chen et al., "Exploring
