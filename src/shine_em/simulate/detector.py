@@ -80,8 +80,8 @@ class Camera:
     M. Vulović et al., Image formation modeling in cryo-electron microscopy. J. Struct. Biol. 183,
     19-32 (2013), Eq. 7 (the cascade of DQE, Poisson noise and NTF, which clTEM follows as well).
     R. R. Meyer, A. I. Kirkland, Microsc. Res. Tech. 49, 269-280 (2000) (signal and noise transfer).
-    X. Li et al., Influence of electron dose rate on electron counting images recorded with the K2
-    camera. J. Struct. Biol. 184, 251-260 (2013) (coincidence loss).
+    G. McMullan, A. R. Faruqi, D. Clare, R. Henderson, Comparison of optimal performance at 300 keV
+    of three direct electron detectors. Ultramicroscopy 147, 156-163 (2014).
 
     Examples
     --------
@@ -296,9 +296,19 @@ class Camera:
         return response**2 * electrons / self.nps(f, electrons, g)
 
 
-# The K2's curves follow the DQE and NTF tables that the simulator clTEM has for it (its index 512
-# read as Nyquist): two Gaussians each reproduce them within 0.013 up to Nyquist after division by
-# the pixel's sinc. The CCD's follow clTEM's table of a Gatan Orius likewise, within 0.02.
+# Where the curves come from; all after division by the pixel's sinc, up to Nyquist.
+#
+# k2: the DQE and NTF tables that the simulator clTEM has for the K2 (its index 512 read as
+# Nyquist), within 0.013.
+# k2-counting: the same DQE, all of its fall by scattering, as of a camera that counts. This MTF
+# differs by up to 0.11 from the one that RELION ships for the K2 (mtf_k2_300kV.star). Efficiency
+# 0.8 and 400 internal frames, a second of the K2's, are of that camera's order and no fit.
+# falcon: the MTF that RELION ships for the Falcon II (mtf_falcon2_300kV.star), within 0.025. How it
+# divides into scatter and spread is a guess. A DQE of 0.5 at zero frequency is about what the
+# spread of the deposited energies leaves of a direct detector that integrates (McMullan et al.).
+# ccd: clTEM's tables of a Gatan Orius, within 0.02.
+#
+# Conversions, dark levels and read noise are round numbers of such cameras' order.
 _K2_SCATTER = ((0.143, 1.40), (0.134, 6.03))
 CAMERAS: dict[str, Camera] = {
     "ideal": Camera(name="ideal", title="Ideal camera"),
@@ -324,7 +334,7 @@ CAMERAS: dict[str, Camera] = {
         conversion=30.0,
         gain_spread=1.0,
         scatter=((0.08, 3.0),),
-        spread=((0.55, 0.7), (0.05, 3.0)),
+        spread=((0.693, 1.146), (0.194, 5.226)),
         dark=50.0,
         read_noise=5.0,
     ),
