@@ -15,8 +15,9 @@ expected value and the variance :math:`f^2 V(\mu)`. What is missing is noise of 
 
 .. math:: f (1 - f) \, G (\mu - o) + (1 - f^2) \, r^2
 
-whose correlation is that of the movie's own noise: the camera spreads the signal of each electron
-alike at every dose. White Gaussian noise of the missing variance is drawn pixel by pixel and then
+The first part has the correlation of the electrons' noise: the camera spreads the signal of each of
+them alike at every dose. It is what the measured correlation leaves once the read noise, taken as
+white, is subtracted. White Gaussian noise of the missing variance is drawn pixel by pixel and then
 filtered, as the camera spreads what has arrived. For the unknown μ stands the movie itself, lightly
 smoothed; the variance is linear in μ, so that its mean is right. The mean, the variance and the
 correlation come out right, not the skewness, which matters below a few electrons per pixel.
@@ -61,7 +62,7 @@ class ElectronNoise:
     read_noise
         Standard deviation of the noise without any electron, movie units.
     correlation
-        ``(2R+1, 2R+1)`` noise correlation, 1 in the middle.
+        ``(2R+1, 2R+1)`` correlation of the electrons' noise, 1 in the middle; read noise is white.
     quantum
         Pixel value of one electron where electrons were counted, so that the movie can be thinned
         exactly; None elsewhere.
@@ -146,13 +147,20 @@ def electron_noise(
             f"{movie.name}: the level without electrons, {dark:g}, is not below the movie's mean, "
             f"{level:.4g}: give --dark in the units of the movie."
         )
+    if read_variance > 0.95 * variance:
+        raise ShineError(
+            f"{movie.name}: nearly all noise is there without electrons (variance "
+            f"{read_variance:.4g} of {variance:.4g}): check --gain and --dark."
+        )
     slope = (variance - read_variance) / (level - dark)
     sure = np.abs(correlation) > _SURE * noise.correlation_error
     middle = correlation.shape[0] // 2
-    sure[middle, middle] = True
+    # White read noise adds to the variance alone and so dilutes what is measured.
+    spread = np.clip(correlation * variance / (variance - read_variance), -1, 1)
+    spread[middle, middle], sure[middle, middle] = 1.0, True
     read = float(np.sqrt(read_variance))
     return ElectronNoise(
-        float(slope), float(dark), read, np.where(sure, correlation, 0.0), None,
+        float(slope), float(dark), read, np.where(sure, spread, 0.0), None,
         f"gain {slope:.4g} ({how}), read noise {read:.4g}, level without electrons {dark:.4g}"
         f"{assumed}; lower doses get noise of the measured correlation",
     )  # fmt: skip
@@ -285,13 +293,15 @@ def _scaled(
     from scipy.ndimage import gaussian_filter
 
     signal = gaussian_filter(expected.astype(np.float64) - noise.dark, _SMOOTHING, mode="nearest")
-    shot = fraction * (1 - fraction) * noise.gain * np.maximum(signal, 0)
-    missing = np.sqrt(shot + (1 - fraction**2) * noise.read_noise**2)
+    shot = np.sqrt(fraction * (1 - fraction) * noise.gain * np.maximum(signal, 0))
     reach = noise.correlation.shape[0] // 2
-    wide = np.pad(missing, reach, mode="edge")
+    wide = np.pad(shot, reach, mode="edge")
     added = _filtered(rng.standard_normal(wide.shape) * wide, noise.correlation)
     inner = slice(reach, -reach or None)
     out = noise.dark + fraction * (raw.astype(np.float64) - noise.dark) + added[inner, inner]
+    if noise.read_noise:
+        read = np.sqrt(1 - fraction**2) * noise.read_noise
+        out += read * rng.standard_normal(raw.shape)
     return out.astype(np.float32)
 
 
