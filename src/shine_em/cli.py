@@ -36,6 +36,7 @@ from .cli_options import (
     Signal,
     Signed,
     Steps,
+    Student,
     WindowFrames,
 )
 from .errors import ShineError
@@ -111,6 +112,7 @@ def denoise(
     window: WindowFrames = 5,
     ensemble: Ensemble = True,
     register: Register = "auto",
+    student: Student = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -137,7 +139,8 @@ def denoise(
 
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
-        ensemble=ensemble, register=register, seed=seed, device=device, precision=precision,
+        ensemble=ensemble, register=register, student=student, seed=seed, device=device,
+        precision=precision,
     )  # fmt: skip
     if model is not None and resume is not None:
         raise ShineError("--model uses a model as it is, --resume trains it further: give one.")
@@ -191,6 +194,7 @@ def train(
     window: WindowFrames = 5,
     ensemble: Ensemble = True,
     register: Register = "auto",
+    student: Student = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -212,7 +216,8 @@ def train(
 
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
-        ensemble=ensemble, register=register, seed=seed, device=device, precision=precision,
+        ensemble=ensemble, register=register, student=student, seed=seed, device=device,
+        precision=precision,
     )  # fmt: skip
     source = _source(file)
     path = source.with_name(f"{source.stem}_model.safetensors")

@@ -80,6 +80,15 @@ Register = Annotated[
         "it helps).",
     ),
 ]
+Student = Annotated[
+    Literal["auto", "always", "never"],
+    Parameter(
+        "--student",
+        group=HOW,
+        help="Distil the ensemble into a network that denoises in one fast pass (`auto`: where the "
+        "time budget has no room for the ensemble); used only if its estimated error is no larger.",
+    ),
+]
 Overwrite = Annotated[
     bool, Parameter("--overwrite", group=RESULTS, negative="", help="Replace existing results.")
 ]

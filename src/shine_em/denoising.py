@@ -12,12 +12,13 @@ from torch import Tensor
 from .checkpoint import Model
 from .compute import autocast, return_freed_memory
 from .doctor import Health
+from .metrics import snr
 from .movie import Movie
 from .network import Hole, LeanNetwork, PaperNetwork, build
 from .patches import Timeline, Window, cut
 from .student import StudentNetwork
 
-__all__ = ["Denoiser", "mean_tolerance", "tiles"]
+__all__ = ["Denoiser", "halves_snr", "mean_tolerance", "tiles"]
 
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
@@ -257,3 +258,37 @@ class _FrameCache:
 def mean_tolerance(mean: float, sigma: float) -> float:
     """Return how far a denoised frame's mean may lie from the raw one's: 0.5 % or 0.02 σ."""
     return max(0.005 * abs(mean), 0.02 * sigma)
+
+
+def halves_snr(
+    denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8
+) -> dict[str, list[float]] | None:
+    """Return Eq.-5 SNR between neighbouring even and odd frames denoised without a shared frame.
+
+    Adjacent frames denoised from overlapping windows share noise, which Eq. 5 counts as signal;
+    here the even frame's window holds even frames only, the odd one's odd frames only.
+
+    Returns
+    -------
+    dict or None
+        "frames" (the first of each pair), "raw" and "denoised" in dB; None for movies of fewer
+        than six usable frames or where neighbours are blinded at the lags that halves would need.
+    """
+    timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
+    good = set(timeline.targets())
+    segment = timeline.segment
+    starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
+    if len(good) < 6 or not starts:
+        return None
+    starts = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
+    found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
+    for t in starts:
+        (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
+            movie, health, frames=[t, t + 1], halves=True
+        )
+        found["frames"].append(t)
+        # Normalising changes no correlation, and takes out spikes and what is no number.
+        normalise = denoiser.model.normalisation.apply
+        found["raw"].append(float(snr(normalise(raw_a), normalise(raw_b))))
+        found["denoised"].append(float(snr(a, b)))
+    return found

@@ -12,18 +12,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import Model
 from .compute import autocast
 from .denoising import Denoiser
 from .doctor import Health
-from .error_estimate import ErrorEstimator
+from .error_estimate import ErrorEstimator, Predict
+from .error_matrix import ErrorEstimate
 from .errors import ShineError
+from .events import Event, Listener
 from .movie import Movie
 from .noise import NoiseStatistics
 from .optimiser import optimisers as make_optimisers
@@ -32,29 +35,60 @@ from .patches import Timeline, Window, cut
 from .student import WIDTHS, Student, StudentNetwork
 from .training import PRESETS, Progress
 
-__all__ = ["Verdict", "distil", "judge", "lesson_count"]
+__all__ = [
+    "Schooling",
+    "Verdict",
+    "denoised_by",
+    "distil",
+    "graduate",
+    "judge",
+    "lesson_count",
+    "passes",
+]
 
 _EDGE = 512  # pixels: of larger frames, a region of this width is taught
 _TAUGHT_PIXELS = 10_000_000  # more of the teacher's pixels teach hardly more
 _MEMORY = 400_000_000  # bytes: the most that lessons may hold
-_ONE_SIDED = 0.2  # share of the steps for windows with neighbours out of place
+_ONE_SIDED = 0.1  # share of the steps for windows with neighbours out of place
+_JUDGED = 8  # frames
+_RATE = 2e-3  # peak learning rate: targets without noise allow less than noisy ones demand
+STEPS = 1500  # where no time budget and no number of steps is given
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How a student is to be made and judged.
+
+    Attributes
+    ----------
+    steps, seconds
+        Training steps, or the wall time that making it may take, the teacher's passes included.
+    ensemble_s
+        Seconds that the ensemble would take to denoise the whole movie, where there is no time for
+        it: without a student, the measured hole alone would be used. None where there is time.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    ensemble_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a student is used, and by what numbers; errors are in movie units squared.
+    """Whether a student is used, and by what numbers.
 
     Attributes
     ----------
     student, rival
-        Estimated mean squared errors: of the student, and of the blind-spot network that would
-        denoise the movie otherwise.
+        Estimated errors: of the student, and of the blind-spot network that would denoise the
+        movie otherwise.
     difference, standard_error
-        Student − rival, and its paired standard error.
+        Of the mean squared errors, student − rival, and its paired standard error, movie units
+        squared.
     """
 
-    student: float
-    rival: float
+    student: ErrorEstimate
+    rival: ErrorEstimate
     difference: float
     standard_error: float
 
@@ -62,6 +96,13 @@ class Verdict:
     def kept(self) -> bool:
         """Whether the student is no worse, by more than the standard error."""
         return bool(self.difference <= self.standard_error)
+
+    def __str__(self) -> str:
+        return (
+            f"estimated mean squared error {self.student.mse:.4g} against {self.rival.mse:.4g} of "
+            f"the blind-spot network that it stands in for (difference {self.difference:+.2g} ± "
+            f"{self.standard_error:.1g}, movie units squared)"
+        )
 
 
 def lesson_count(movie: Movie, frames: int, available: int) -> int:
@@ -78,6 +119,106 @@ def lesson_count(movie: Movie, frames: int, available: int) -> int:
     enough = -(-_TAUGHT_PIXELS // (height * width))
     held = _MEMORY // (4 * height * width * (2 * frames))
     return max(1, min(available, enough, held))
+
+
+def graduate(
+    movie: Movie,
+    health: Health,
+    noise: NoiseStatistics,
+    model: Model,
+    schooling: Schooling,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    tile: int | None = None,
+    progress: Listener | None = None,
+) -> tuple[Model, Verdict]:
+    """Make a student where the model has none, judge it, and keep it if it is good enough.
+
+    Parameters
+    ----------
+    movie, health, noise, model
+        The movie, what is known of it, and the trained teacher.
+    schooling
+        How to make it, and what it stands in for.
+    device, precision, tile
+        As for `Denoiser`.
+    progress
+        Called with an `Event` as it goes on.
+
+    Returns
+    -------
+    Model, Verdict
+        The model with its student, or without one; and why.
+
+    Raises
+    ------
+    ShineError
+        As `distil` and `judge`.
+    """
+    tell = progress or (lambda _event: None)
+    teacher = Denoiser(
+        model, device=device, precision=precision, holes=model.holes, weights=model.weights,
+        tile=tile,
+    )  # fmt: skip
+    student = model.student
+    if student is None:
+        tell(Event("denoising frames to learn from", 0, 1))
+        student = distil(
+            movie, health, teacher, steps=schooling.steps, seconds=schooling.seconds,
+            progress=lambda p: tell(
+                Event("distilling", p.step, p.steps, f"loss {p.loss:.4f}", p.seconds_left)
+            ),
+        )  # fmt: skip
+    tell(Event("judging the student", 0, 1))
+    alone = schooling.ensemble_s is not None
+    holes = student.rival or ((model.hole,) if alone else model.holes)
+    rival = teacher
+    if holes != model.holes:
+        rival = Denoiser(model, device=device, precision=precision, holes=holes, tile=tile)
+    learned = replace(model, student=replace(student, rival=holes))
+    made = Denoiser(learned, device=device, precision=precision, tile=tile)
+    estimator = ErrorEstimator.for_model(model, movie, health, noise, frames=_JUDGED)
+    verdict = judge(estimator, made.predict, rival.predict)
+    return (learned if verdict.kept else replace(model, student=None)), verdict
+
+
+def denoised_by(model: Model, verdict: Verdict | None, no_student: str) -> str:
+    """Say in a sentence what denoised a movie, and why.
+
+    Parameters
+    ----------
+    model, verdict
+        What `graduate` returned; ``verdict`` is None where no student was made.
+    no_student
+        Why none was made.
+    """
+    if model.student is not None and verdict is not None:
+        s = model.student
+        return (
+            f"A student, distilled from the blind-spot ensemble ({s.lessons} frames, {s.steps} "
+            f"steps, {s.seconds:.0f} s), denoised every frame in one pass: {verdict}."
+        )
+    if verdict is not None:
+        return (
+            "The blind-spot network denoised every frame. A student was distilled and not used: "
+            f"{verdict}."
+        )
+    return f"The blind-spot network denoised every frame. No student was distilled: {no_student}."
+
+
+def passes(movie: Movie, frames: int) -> tuple[int, int]:
+    """Return how many frames are denoised to make a student, and to judge it.
+
+    The first by the teacher, the second by the teacher and by the student.
+
+    Parameters
+    ----------
+    movie, frames
+        The movie and the frames in a window.
+    """
+    # Each frame is denoised as it is and with a probe.
+    return lesson_count(movie, frames, len(movie)), 2 * min(_JUDGED, len(movie))
 
 
 def distil(
@@ -142,43 +283,23 @@ def distil(
     return Student(weights, frames, WIDTHS, done, time.monotonic() - begun, len(picked), difference)
 
 
-def judge(
-    movie: Movie,
-    health: Health,
-    noise: NoiseStatistics,
-    student: Denoiser,
-    rival: Denoiser,
-    *,
-    frames: int = 8,
-) -> Verdict:
+def judge(estimator: ErrorEstimator, student: Predict, rival: Predict) -> Verdict:
     """Estimate from the movie alone whether a student is as good as what it stands in for.
 
     Parameters
     ----------
-    movie, health, noise
-        The movie, its input check and its noise statistics.
+    estimator
+        Looks at frames of the movie. What a network that sees every pixel hands on of its noise
+        counts as error there.
     student, rival
-        The two denoisers, of one model.
-    frames
-        How many frames to look at.
-
-    Raises
-    ------
-    ShineError
-        If no noise could be measured.
+        `Denoiser.predict` of either.
     """
-    model = rival.model
-    estimator = ErrorEstimator(
-        movie, health, noise, model.normalisation, window=model.config.frames,
-        blinded_lags=model.blinded_lags, mirror=model.config.kind == "paper", frames=frames,
-        seed=model.state.settings.seed,
-    )  # fmt: skip
     matrix = estimator.matrix(
-        lambda windows, shift: np.stack([d.predict(windows, shift) for d in (student, rival)])
+        lambda windows, shift: np.stack([student(windows, shift), rival(windows, shift)])
     )
     one, other = matrix.of([1.0, 0.0]), matrix.of([0.0, 1.0])
     difference, error = one.minus(other)
-    return Verdict(one.mse, other.mse, difference, error)
+    return Verdict(one, other, difference, error)
 
 
 @dataclass(frozen=True)
@@ -258,11 +379,11 @@ def _train(
     memory = torch.contiguous_format if device.type == "mps" else torch.channels_last
     network = StudentNetwork(frames).to(device, memory_format=memory)  # type: ignore[call-overload]
     named = dict(network.named_parameters())
-    optimisers = make_optimisers("muon", named, recipe.learning_rate)
+    optimisers = make_optimisers(recipe.optimiser, named, _RATE)
     planner = Planner(None if steps else seconds, time.monotonic(), first=0)
     step = 0
     while steps is None or step < steps:
-        rate = learning_rate(recipe.learning_rate, step, steps or 1000, warmup=recipe.warmup)
+        rate = learning_rate(_RATE, step, steps or 1000, warmup=recipe.warmup)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]

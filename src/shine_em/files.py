@@ -180,6 +180,8 @@ def _planned(options: Options, model: Model | None) -> str:
     if model is not None:
         return history(model)
     how = f"{options.steps} steps" if options.steps else "trained on itself"
+    if options.student == "always":
+        how += ", a student in one pass where that is as good"
     return (
         f"denoised by shine-em {versions()['shine-em']} ({options.preset}, {how}, seed "
         f"{options.seed})"
@@ -230,6 +232,7 @@ def report_data(
         },
         pixel_size_nm=movie.pixel_size_nm,
         frame_time_s=movie.frame_time_s,
+        denoised_by=result.denoised_by,
     )
 
 

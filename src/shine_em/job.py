@@ -13,29 +13,26 @@ import numpy as np
 
 from .checkpoint import Model, input_hash, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
-from .denoising import Denoiser, mean_tolerance
+from .denoising import Denoiser, halves_snr, mean_tolerance
+from .distillation import STEPS, Schooling, Verdict, denoised_by, graduate
 from .doctor import Health
-from .ensemble import Ensemble, affordable, measure_ensemble, measuring_passes
+from .ensemble import Ensemble, measure_ensemble
 from .error_estimate import ErrorEstimate, ErrorEstimator
 from .errors import ShineError
 from .events import Event, Listener
 from .frame_errors import FrameErrors, FrameWatch
 from .io import read
-from .metrics import snr
 from .movie import Movie
-from .network import NetworkConfig, build
 from .noise import NoiseStatistics
 from .observing import Observations, Observer
 from .patches import Normalisation, Timeline
 from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
+from .reserve import REPORT_S, distilling_s, duration_text, reserve
 from .smearing import Smear, SmearDetector, smear_warnings
-from .training import Progress, TrainedState, train
+from .training import Progress, train
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
-
-# Wall time kept for the report and for closing the files.
-_REPORT_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ class Result:
         How the scene drifts, where that was measured (`shine_em.registration`).
     smears
         Events of a frame or two that came out weaker than they were (`shine_em.smearing`).
+    denoised_by
+        Whether the ensemble or a student distilled from it denoised the movie, and why.
     """
 
     movie: Movie
@@ -85,6 +84,7 @@ class Result:
     ensemble: Ensemble | None = None
     error: ErrorEstimate | None = None
     frame_errors: FrameErrors | None = None
+    denoised_by: str = ""
 
 
 class Interrupted(Exception):
@@ -165,7 +165,8 @@ def denoise(
 def history(model: Model) -> str:
     """Return the line that a denoised movie's history gets."""
     return (
-        f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot {weighted(model)}, "
+        f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot "
+        f"{weighted(model)}{', repeated by a student in one pass' if model.student else ''}, "
         f"{model.state.best_step} steps, seed {model.state.settings.seed}"
         f"{', neighbours registered' if model.state.settings.registered else ''})"
     )
@@ -220,12 +221,19 @@ def run(
         model, plan = _fit(movie, plan, options, resume, clock, writing_s, tell)
     else:
         plan = replace(plan, warnings=plan.warnings + _misfit(movie, plan, model))
+    try:
+        model, plan, verdict = _one_pass(movie, plan, options, model, clock, tell)
+    except KeyboardInterrupt:
+        if trained_here:
+            raise Interrupted(model) from None
+        raise
     device = pick_device(options.device)
     denoiser = Denoiser(
         model, device=device, precision=pick_precision(device, options.precision),
         holes=None if options.ensemble else [model.hole], tile=options.tile,
     )  # fmt: skip
-    error = _error(movie, plan, denoiser, tell)
+    error = verdict.student if denoiser.by_student and verdict else None
+    error = error or _error(movie, plan, denoiser, tell)
     watch = None if error is None else _watch(plan, error)
     observer = Observer(movie)
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
@@ -261,11 +269,12 @@ def run(
     frame_errors = None if watch is None else watch.finish()
     warnings += () if frame_errors is None else frame_errors.warnings()
     halves = None
-    if (left := clock.left()) is None or left > _REPORT_S:
+    if (left := clock.left()) is None or left > REPORT_S:
         halves = halves_snr(denoiser, movie, plan.health)
     return Result(
         movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent(),
         plan.drift, smears, plan.ensemble, error, frame_errors,
+        denoised_by(model, verdict, plan.no_student),
     )  # fmt: skip
 
 
@@ -282,7 +291,12 @@ def train_model(
     keep_freed_memory()
     clock = _Clock(started, _budget(options, resume))
     plan = prepare(movie, options, model=resume, progress=tell)
-    return _fit(movie, plan, options, resume, clock, None, tell)
+    model, plan = _fit(movie, plan, options, resume, clock, None, tell)
+    try:
+        model, plan, _ = _one_pass(movie, plan, options, model, clock, tell)
+    except KeyboardInterrupt:
+        raise Interrupted(model) from None
+    return model, plan
 
 
 def _budget(options: Options, resume: Model | None) -> float | None:
@@ -314,14 +328,20 @@ def _fit(
         )
     seconds = None
     if clock.budget is not None:
-        reserve = 1.0
+        kept = 1.0
+        if writing_s is None and options.student == "always" and not plan.no_student:
+            making = distilling_s(clock.budget)
+            plan, kept = replace(plan, schooling=Schooling(seconds=making)), kept + making
         if writing_s is not None:
-            plan, reserve = _reserve(movie, plan, options, clock, device, precision, writing_s)
-        seconds = clock.budget - clock.spent() - reserve
+            plan, kept = reserve(
+                movie, plan, options, budget=clock.budget, spent=clock.spent(), device=device,
+                precision=precision, writing_s=writing_s,
+            )  # fmt: skip
+        seconds = clock.budget - clock.spent() - kept
         if seconds <= 0:
             raise ShineError(
-                f"The time budget of {_minutes(clock.budget)} was used up before training could "
-                "begin: give a larger --time-budget."
+                f"The time budget of {duration_text(clock.budget)} was used up before training "
+                "could begin: give a larger --time-budget."
             )
 
     def listen(p: Progress) -> None:
@@ -362,67 +382,39 @@ def _fit(
     return replace(model, offset=_offset(movie, plan.health, model, device, precision)), plan
 
 
-def _reserve(
-    movie: Movie,
-    plan: Plan,
-    options: Options,
-    clock: _Clock,
-    device: Any,
-    precision: str,
-    writing_s: float,
-) -> tuple[Plan, float]:
-    """Return the seconds to keep for everything after training, giving up the ensemble if needed.
-
-    Raises
-    ------
-    ShineError
-        If even a single hole leaves too little time to train.
-    """
-    assert clock.budget is not None
-    untrained = Model(
-        TrainedState(plan.config, plan.settings, best=_fresh(plan.config)),
-        Normalisation.of(plan.health), plan.holes,
+def _one_pass(
+    movie: Movie, plan: Plan, options: Options, model: Model, clock: _Clock, tell: Listener
+) -> tuple[Model, Plan, Verdict | None]:
+    """Let a student take the ensemble's place, where that is planned and it is good enough."""
+    if plan.schooling is None and not plan.no_student:
+        if options.student != "always" and model.student is None:
+            plan = replace(plan, no_student="without a time budget it is only made where asked for")
+        else:
+            plan = replace(plan, schooling=Schooling(steps=plan.settings.steps or STEPS))
+    if plan.schooling is None:
+        return (replace(model, student=None) if model.student else model), plan, None
+    device = pick_device(options.device)
+    precision = pick_precision(device, options.precision)
+    model, verdict = graduate(
+        movie, plan.health, plan.noise, model, plan.schooling, device=device, precision=precision,
+        tile=options.tile, progress=tell,
     )  # fmt: skip
-    tried = plan.candidates or plan.holes
-    alone, all_holes = (
-        _measure(
-            Denoiser(untrained, device=device, precision=precision, holes=holes, tile=options.tile),
-            movie, plan.health,
-        )
-        for holes in ((plan.settings.hole,), tried)
-    )  # fmt: skip
-    each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
-    frames = 1.1 * (len(movie) + 16)
-    measuring = 1.1 * measuring_passes(movie)
-    rest = measuring * all_holes + writing_s + _REPORT_S
-    count = affordable(frames * alone, frames * each, len(tried), budget=clock.budget, rest=rest)
-    if count > 1:
-        needed = frames * (alone + (count - 1) * each) + rest
-        return replace(plan, most_holes=count), needed
-    needed = (frames + measuring) * alone + writing_s + _REPORT_S
-    if needed > 0.8 * (clock.budget - clock.spent()):
-        raise ShineError(
-            f"Denoising {len(movie)} frames alone takes about {_minutes(needed)} here, too much "
-            f"for a time budget of {_minutes(clock.budget)}. Give --time-budget "
-            f"{_minutes(2.5 * needed)}, or fewer frames with --frames."
-        )
-    return replace(plan, holes=(plan.settings.hole,), candidates=()), needed
+    ensemble_s, left = plan.schooling.ensemble_s, clock.left()
+    if not verdict.kept and ensemble_s is not None and left is not None and left < ensemble_s:
+        model = replace(model, holes=(model.hole,), weights=(1.0,))
+        model = replace(model, offset=_offset(movie, plan.health, model, device, precision))
+        plan = replace(
+            plan, ensemble=None, holes=model.holes,
+            warnings=(
+                *plan.warnings,
+                "The student that was to save time is not as good as the blind-spot network, which "
+                "denoises instead: this takes longer than the time budget.",
+            ),
+        )  # fmt: skip
+    return model, plan, verdict
 
 
-def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
-    """Return the seconds that one frame takes, once warm."""
-    middle = len(movie) // 2
-    times = []
-    for _ in range(3):
-        begun = time.monotonic()
-        count = sum(1 for _ in denoiser.stream(movie, health, frames=[middle]))
-        times.append((time.monotonic() - begun) / count)
-    return min(times[1:])
-
-
-def _error(
-    movie: Movie, plan: Plan, denoiser: Denoiser, tell: Listener
-) -> ErrorEstimate | None:
+def _error(movie: Movie, plan: Plan, denoiser: Denoiser, tell: Listener) -> ErrorEstimate | None:
     """Return the estimated error, as it was measured to choose the holes or measured now."""
     if not plan.noise.sigma > 0:
         return None
@@ -435,14 +427,6 @@ def _error(
 
 def _watch(plan: Plan, error: ErrorEstimate) -> FrameWatch:
     return FrameWatch(plan.health, plan.noise, Normalisation.of(plan.health), error)
-
-
-def _fresh(config: NetworkConfig) -> dict[str, Any]:
-    return dict(build(config).state_dict())
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f}s" if seconds < 100 else f"{-(-seconds // 60):.0f}min"
 
 
 def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: str) -> float:
@@ -498,37 +482,3 @@ def _misfit(movie: Movie, plan: Plan, model: Model) -> tuple[str, ...]:
             "anew."
         )
     return tuple(words)
-
-
-def halves_snr(
-    denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8
-) -> dict[str, list[float]] | None:
-    """Return Eq.-5 SNR between neighbouring even and odd frames denoised without a shared frame.
-
-    Adjacent frames denoised from overlapping windows share noise, which Eq. 5 counts as signal;
-    here the even frame's window holds even frames only, the odd one's odd frames only.
-
-    Returns
-    -------
-    dict or None
-        "frames" (the first of each pair), "raw" and "denoised" in dB; None for movies of fewer
-        than six usable frames or where neighbours are blinded at the lags that halves would need.
-    """
-    timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
-    good = set(timeline.targets())
-    segment = timeline.segment
-    starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
-    if len(good) < 6 or not starts:
-        return None
-    starts = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
-    found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
-    for t in starts:
-        (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
-            movie, health, frames=[t, t + 1], halves=True
-        )
-        found["frames"].append(t)
-        # Normalising changes no correlation, and takes out spikes and what is no number.
-        normalise = denoiser.model.normalisation.apply
-        found["raw"].append(float(snr(normalise(raw_a), normalise(raw_b))))
-        found["denoised"].append(float(snr(a, b)))
-    return found

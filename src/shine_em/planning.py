@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .checkpoint import Model
+from .distillation import Schooling
 from .doctor import Health, check
 from .ensemble import CANDIDATES, Ensemble, candidate_holes
 from .errors import ShineError
@@ -57,6 +58,10 @@ class Options:
         "auto", or what PyTorch calls it ("cpu", "cuda", "mps"); "auto", "fp32", "bf16", "fp16".
     tile
         Widest tile at inference, px; None to choose.
+    student
+        Let a student, distilled from the trained ensemble, denoise in one fast pass: "auto" where
+        the time budget has no room for the ensemble, "always", or "never". It is used only where
+        its estimated error is no larger than that of what it stands in for.
     register
         Displace the neighbours in a window by the scene's drift: "auto" where that brings them
         closer to each other, "always", or "never".
@@ -73,6 +78,7 @@ class Options:
     precision: str = "auto"
     tile: int | None = None
     register: str = "auto"
+    student: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -89,6 +95,13 @@ class Options:
             check_hole(self.hole)
         if self.register not in ("auto", "always", "never"):
             raise ShineError(f"register must be auto, always or never, not {self.register!r}.")
+        if self.student not in ("auto", "always", "never"):
+            raise ShineError(f"student must be auto, always or never, not {self.student!r}.")
+        if self.student == "always" and not (self.ensemble and self.preset == "lean"):
+            raise ShineError(
+                "A student repeats the lean network's ensemble: leave out --student, or --preset "
+                "paper and --no-ensemble."
+            )
 
     @property
     def seconds(self) -> float | None:
@@ -106,7 +119,8 @@ class Plan:
 
     Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
     trained; ``ensemble`` says which. ``holes`` are those to average over as long as nothing was
-    measured, or where nothing is to be chosen.
+    measured, or where nothing is to be chosen. ``schooling`` says how a student is to be made,
+    ``no_student`` why none is.
     """
 
     health: Health
@@ -119,6 +133,8 @@ class Plan:
     candidates: tuple[Hole, ...] = ()
     most_holes: int = CANDIDATES
     ensemble: Ensemble | None = None
+    schooling: Schooling | None = None
+    no_student: str = ""
 
 
 def parse_duration(text: str | float) -> float:
@@ -227,7 +243,21 @@ def prepare(
         if registered:
             health = replace(health, path=drift.path)
     candidates = () if model else holes_to_try(options, settings)
-    return Plan(health, noise, config, settings, holes, tuple(warnings), drift, candidates)
+    return Plan(
+        health, noise, config, settings, holes, tuple(warnings), drift, candidates,
+        no_student=_no_student(options, config, noise),
+    )  # fmt: skip
+
+
+def _no_student(options: Options, config: NetworkConfig, noise: NoiseStatistics) -> str:
+    """Return why no student may be made or used, whatever the time allows; empty if one may."""
+    if options.student == "never":
+        return "none was wanted"
+    if config.kind == "paper" or not options.ensemble:
+        return "it repeats the lean network's ensemble only"
+    if not noise.sigma > 0:
+        return "no noise could be measured to judge it by"
+    return ""
 
 
 def _may_register(options: Options, config: NetworkConfig, model: Model | None) -> bool:

@@ -57,6 +57,8 @@ class ReportData:
         Versions, seed, command, input hash, times: label → value.
     pixel_size_nm, frame_time_s
         Calibration; None where it is not known.
+    denoised_by
+        A sentence: whether the ensemble or a student distilled from it denoised, and why.
     """
 
     movie: Mapping[str, str]
@@ -69,6 +71,7 @@ class ReportData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     pixel_size_nm: float | None = None
     frame_time_s: float | None = None
+    denoised_by: str = ""
 
 
 def write_report(path: str | Path, report: ReportData, *, overwrite: bool = False) -> Path:
@@ -155,6 +158,8 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
     )
     if training:
         text.append(_training_sentence(training))
+    if report.denoised_by:
+        text.append(report.denoised_by)
     result = result or _residual_test(report)
     if result is not None and math.isfinite(result.leftover):
         how = "a denoised frame further away in time" if result.apart else "the denoised frame"

@@ -1,0 +1,145 @@
+"""The seconds that everything after training takes, and what there is time for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from .checkpoint import Model
+from .denoising import Denoiser
+from .distillation import Schooling, passes
+from .doctor import Health
+from .ensemble import affordable, measuring_passes
+from .errors import ShineError
+from .movie import Movie
+from .network import NetworkConfig, build
+from .patches import Normalisation
+from .planning import Options, Plan
+from .student import Student, StudentNetwork
+from .training import TrainedState
+
+__all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
+
+# Wall time kept for the report and for closing the files.
+REPORT_S = 6.0
+# Share of the time budget for distilling a student, and its least and most seconds.
+_DISTIL_SHARE, _DISTIL_S = 0.2, (30.0, 120.0)
+
+
+def reserve(
+    movie: Movie,
+    plan: Plan,
+    options: Options,
+    *,
+    budget: float,
+    spent: float,
+    device: Any,
+    precision: str,
+    writing_s: float,
+) -> tuple[Plan, float]:
+    """Return the seconds to keep for everything after training, and the plan that fits in them.
+
+    Where the ensemble would take half of the whole time or more, a student takes its place if it
+    saves time, the time to make it included; otherwise the measured hole alone.
+
+    Parameters
+    ----------
+    movie, plan, options
+        The movie, and what is to be done with it.
+    budget, spent
+        Seconds that the whole job may take, and has taken so far.
+    device, precision
+        Where and how to compute.
+    writing_s
+        Seconds that writing the frames takes in all.
+
+    Raises
+    ------
+    ShineError
+        If even the fastest way leaves too little time to train.
+    """
+    untrained = Model(
+        TrainedState(plan.config, plan.settings, best=_fresh(plan.config)),
+        Normalisation.of(plan.health), plan.holes,
+    )  # fmt: skip
+
+    def seconds(model: Model, holes: Any) -> float:
+        denoiser = Denoiser(
+            model, device=device, precision=precision, holes=holes, tile=options.tile
+        )
+        return _measure(denoiser, movie, plan.health)
+
+    tried = plan.candidates or plan.holes
+    alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
+    each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
+    frames = 1.1 * (len(movie) + 16)
+    measuring = 1.1 * measuring_passes(movie)
+    rest = measuring * all_holes + writing_s + REPORT_S
+    count = affordable(frames * alone, frames * each, len(tried), budget=budget, rest=rest)
+    ensemble = frames * (alone + (count - 1) * each) + rest
+    single = (frames + measuring) * alone + writing_s + REPORT_S
+    if count > 1:
+        plan, needed = replace(plan, most_holes=count), ensemble
+        said = (
+            "the time budget has room for the blind-spot ensemble, about "
+            f"{duration_text(frames * (alone + (count - 1) * each))} for all frames"
+        )
+    else:
+        needed = single
+        said = "making it would take longer than it saves"
+    wanted = options.student == "always" or count == 1
+    if wanted and not plan.no_student:
+        pupil = StudentNetwork(plan.config.frames)
+        fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
+        one_pass = seconds(replace(untrained, student=fresh), None)
+        lessons, judged = passes(movie, plan.config.frames)
+        two = alone + each  # an ensemble of two holes, of which there are always candidates
+        distilling = distilling_s(budget) + 1.1 * lessons * two
+        judging = 1.1 * judged * (two + one_pass)
+        by_student = distilling + judging + frames * one_pass + rest
+        if options.student == "always" or by_student < single:
+            ensemble_s = None if count > 1 else frames * two
+            # Where there is time for the ensemble, there is still time when the student fails.
+            needed = distilling + judging + ensemble if count > 1 else by_student
+            plan = replace(
+                plan, most_holes=max(2, count),
+                schooling=Schooling(seconds=distilling, ensemble_s=ensemble_s),
+            )  # fmt: skip
+    if (count == 1 or plan.schooling) and needed > 0.8 * (budget - spent):
+        raise ShineError(
+            f"Denoising {len(movie)} frames alone takes about {duration_text(needed)} here, too "
+            f"much for a time budget of {duration_text(budget)}. Give --time-budget "
+            f"{duration_text(2.5 * needed)}, or fewer frames with --frames."
+        )
+    if plan.schooling is None:
+        plan = replace(plan, no_student=plan.no_student or said)
+        if count == 1:
+            plan = replace(plan, holes=(plan.settings.hole,), candidates=())
+    return plan, needed
+
+
+def distilling_s(budget: float) -> float:
+    """Return the seconds that a student is trained for, its teacher's passes not included."""
+    least, most = _DISTIL_S
+    return min(most, max(least, _DISTIL_SHARE * budget))
+
+
+def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
+    """Return the seconds that one frame takes, once warm."""
+    middle = len(movie) // 2
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        count = sum(1 for _ in denoiser.stream(movie, health, frames=[middle]))
+        times.append((time.monotonic() - begun) / count)
+    return min(times[1:])
+
+
+def _fresh(config: NetworkConfig) -> dict[str, Any]:
+    return dict(build(config).state_dict())
+
+
+def duration_text(seconds: float) -> str:
+    """Return "95s" or "12min", rounded up, as ``--time-budget`` takes it."""
+    return f"{seconds:.0f}s" if seconds < 100 else f"{-(-seconds // 60):.0f}min"
