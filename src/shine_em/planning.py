@@ -13,6 +13,7 @@ from .doctor import Health, check
 from .ensemble import CANDIDATES, Ensemble, candidate_holes
 from .errors import ShineError
 from .events import Event, Listener
+from .leakage import correlation_to_remember
 from .movie import Movie
 from .network import LARGEST_HOLE, Hole, NetworkConfig, check_hole
 from .noise import NoiseStatistics, noise_statistics
@@ -225,10 +226,14 @@ def prepare(
         settings = replace(
             PRESETS[options.preset], steps=options.steps, holes=training_holes(hole), hole=hole,
             seed=options.seed, blinded_lags=lags,
+            correlation=correlation_to_remember(
+                noise.difference_correlation, noise.correlation_error
+            ),
         )  # fmt: skip
         if options.preset == "paper":
             holes = (hole,)
-            settings = replace(settings, holes=holes)  # the published recipe has one
+            # The published recipe has one hole and trusts it.
+            settings = replace(settings, holes=holes, correlation=())
             if options.seconds is not None:
                 settings = replace(settings, batch=4, crop=128)
         smallest = min(movie.shape[1:])

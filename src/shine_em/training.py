@@ -22,6 +22,7 @@ from torch import Tensor
 from .compute import autocast
 from .doctor import Health
 from .errors import ShineError
+from .leakage import Leakage
 from .movie import Movie
 from .network import Hole, NetworkConfig, build
 from .optimiser import dump_state, load_state
@@ -62,6 +63,9 @@ class TrainingSettings:
     registered
         Whether neighbours were displaced by the scene's drift (``health.path``): a movie that this
         model is to denoise must be shown in the same way.
+    correlation
+        Noise correlation (`leakage.correlation_to_remember`) by which the noise that a hole's
+        surroundings foretell is taken out of what is learned; empty: not done.
     validation_frames
         Frames held out, whose loss picks the best model.
     validate_every
@@ -84,6 +88,7 @@ class TrainingSettings:
     one_sided: float = 0.3
     blinded_lags: tuple[int, ...] = ()
     registered: bool = False
+    correlation: tuple[tuple[float, ...], ...] = ()
     validation_frames: int = 2
     validate_every: float = 0.1
     seed: int = 0
@@ -98,7 +103,10 @@ class TrainingSettings:
         holes = tuple((int(m), int(n)) for m, n in values["holes"])
         lags = tuple(int(k) for k in values["blinded_lags"])
         hole = (int(values["hole"][0]), int(values["hole"][1]))
-        return cls(**{**values, "holes": holes, "hole": hole, "blinded_lags": lags})
+        known = tuple(tuple(float(v) for v in row) for row in values.get("correlation", ()))
+        return cls(
+            **{**values, "holes": holes, "hole": hole, "blinded_lags": lags, "correlation": known}
+        )
 
 
 PRESETS: dict[str, TrainingSettings] = {
@@ -226,12 +234,14 @@ class _Trainer:
             settings = replace(settings, turn=False)  # an anisotropic hole must not be turned
         self.config, self.settings = config, settings
         self.device, self.precision = device, precision
+        self.leakage = Leakage(settings.correlation, turned=settings.turn)
         frames, hidden = hold_out(movie, health, settings.validation_frames)
         self.pool = PatchPool(
             movie, health, normalisation or Normalisation.of(health), frames=config.frames,
             mirror=config.kind == "paper", blinded_lags=settings.blinded_lags, held_out=frames,
             hidden=hidden, seed=settings.seed,
         )  # fmt: skip
+        self.whole_frames = hidden is None
         self.validation = self._validation_batches(movie, health, frames, hidden)
         self.rate_memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
 
@@ -390,7 +400,7 @@ class _Trainer:
         hole = self.settings.holes[int(rng.integers(len(self.settings.holes)))]
         with autocast(self.device, self.precision):
             predicted = network(windows, [hole], batch[2])[0]
-        error = (predicted.float() - windows[:, self.config.centre]).square()
+        error = self._error(predicted.float(), windows, weights, hole).square()
         loss = (error * weights).sum() / weights.sum().clamp(min=1)
         network.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -404,6 +414,11 @@ class _Trainer:
         scaler.update()
         return value
 
+    def _error(self, predicted: Tensor, windows: Tensor, trusted: Tensor, hole: Hole) -> Tensor:
+        """Return predicted − noisy, less the noise that leaks through the hole's surroundings."""
+        error = predicted - windows[:, self.config.centre]
+        return error - self.leakage.foretold(error.detach() * trusted, hole)
+
     @torch.inference_mode()
     def _judge(self, state: TrainedState, weights: Mapping[str, Tensor], step: int) -> float:
         """Measure the validation loss of ``weights`` and keep them where they are the best."""
@@ -416,7 +431,9 @@ class _Trainer:
             weight = torch.from_numpy(b.weights).to(self.device)
             with autocast(self.device, self.precision):
                 predicted = network(window, [self.settings.hole], b.shift)[0]
-            error = (predicted.float() - window[:, self.config.centre]).square()
+            # Around held-out blocks of pixels lie others, whose noise is as good to foretell from.
+            trusted = weight if self.whole_frames else torch.ones_like(weight)
+            error = self._error(predicted.float(), window, trusted, self.settings.hole).square()
             total += float((error * weight).sum())
             count += float(weight.sum())
         loss = total / count if count else math.nan
