@@ -205,17 +205,17 @@ def _check(
     limit: float,
 ) -> None:
     if budget is not None and not 0 < budget < float("inf"):
-        raise ShineError(f"The time budget must be a positive number of seconds, not {budget}.")
+        raise ShineError(f"time_budget_s must be a positive number of seconds, not {budget}.")
     if not limit > 0:
-        raise ShineError(f"The time limit must be a positive number of seconds, not {limit}.")
+        raise ShineError(f"limit_s must be a positive number of seconds, not {limit}.")
     if seeds < 1:
-        raise ShineError(f"The number of seeds must be at least 1, not {seeds}.")
+        raise ShineError(f"seeds must be at least 1, not {seeds}.")
     if any(n < 1 or n % 2 == 0 for n in frames_in):
         raise ShineError(
-            f"Numbers of input frames are odd, as in 1,3,5,7, not {','.join(map(str, frames_in))}."
+            f"frames_in must be odd numbers, as in 1,3,5,7, not {','.join(map(str, frames_in))}."
         )
     if frames_in and not any(m.home.startswith("shine:") for m in methods):
-        raise ShineError("Numbers of input frames are for the methods paper and lean: add one.")
+        raise ShineError("frames_in is for the methods paper and lean: add one.")
 
 
 def _prepared(folder: Path) -> Path:
@@ -265,8 +265,10 @@ def _tasks(
     yield task("raw", RAW, *judged, title="noisy")
     for method in methods:
         matters = ("hole", "device", *judged)
+        if method.needs_training or method.hurries:
+            matters += ("time_budget_s",)
         if method.needs_training:
-            matters += ("time_budget_s", "seed", "frames_in")
+            matters += ("seed", "frames_in")
         ours = method.home.startswith("shine:")
         widths = [None if n == 5 else n for n in frames_in] if ours and frames_in else []
         for width in dict.fromkeys((None, *widths)):

@@ -104,10 +104,13 @@ def _simulate(
 
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.partial")
-    scene = SCENES[name](
-        frames=frames, size=size, seed=seed,
-        progress=lambda done, total: tell(name, "simulating", done / total),
-    )  # fmt: skip
+    try:
+        scene = SCENES[name](
+            frames=frames, size=size, seed=seed,
+            progress=lambda done, total: tell(name, "simulating", done / total),
+        )  # fmt: skip
+    except ShineError as error:  # it may name a parameter of the scene that is not one of ours
+        raise ShineError(f"The scene {name} with frames={frames}, size={size}: {error}") from error
     save(scene, draft, overwrite=True)
     os.replace(draft, place)
 

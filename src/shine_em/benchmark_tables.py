@@ -76,6 +76,8 @@ def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
             cells.append(_spread([o.seconds for o in good], 1))
             cells.append(_spread([o.gpu_peak_mb or o.peak_mb for o in good], 0))
             lines.append([title, *cells])
+            if "did" in good[0].record:
+                notes.append(f"- {title}: {good[0].record['did']}")
             if "curve" in good[0].record:
                 ended = "its plateau" if good[0].record["plateau"] else "the time limit"
                 notes.append(

@@ -90,6 +90,8 @@ def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     clean = noisy if task["kind"] == "raw" else _denoise(noisy, task, tell)
     result["seconds"] = time.monotonic() - begun
     result |= own_peak_memory()
+    if task["kind"] != "raw" and clean.history:
+        result["did"] = clean.history[-1]
     if task["output"] is not None:
         write(clean, task["output"], overwrite=True)
     tell("scoring", 0.0)

@@ -17,6 +17,11 @@ __all__ = ["benchmark"]
 WHAT = Group("What to compare", sort_key=1)
 HOW = Group("How", sort_key=2)
 
+# Parameters of `shine_em.benchmark.run` that its errors name, and those of a scene.
+OPTIONS = {
+    "time_budget_s": "--time-budget", "limit_s": "--limit", "frames_in": "--frames-in",
+    "seeds": "--seeds", "frames": "--frames", "size": "--size", "seed": "--seed",
+}  # fmt: skip
 QUICK = {"frames": 24, "size": 128}
 QUICK_BUDGET_S = 10.0
 
@@ -98,6 +103,7 @@ def benchmark(
     What is finished stays in the folder and is not done again, unless a setting has changed.
     """
     from .benchmark import run
+    from .cli_simulate import named_by_option
     from .display import Display
     from .events import Event
     from .planning import parse_duration, parse_hole
@@ -115,14 +121,18 @@ def benchmark(
         def show(what: str, stage: str, fraction: float) -> None:
             display(Event(what, round(100 * fraction), 100, stage))
 
-        found = run(
-            movies or ["au-growth"], methods, out=output, time_budget_s=budget,
-            hole=None if hole is None else parse_hole(hole),
-            frames=frames or (QUICK["frames"] if quick else 100),
-            size=size or (QUICK["size"] if quick else 512),
-            seed=seed, seeds=seeds, frames_in=_numbers(frames_in), ceiling=ceiling, halves=halves,
-            device=device, limit_s=parse_duration(limit), figures=figures, progress=show,
-        )  # fmt: skip
+        try:
+            found = run(
+                movies or ["au-growth"], methods, out=output, time_budget_s=budget,
+                hole=None if hole is None else parse_hole(hole),
+                frames=(QUICK["frames"] if quick else 100) if frames is None else frames,
+                size=(QUICK["size"] if quick else 512) if size is None else size,
+                seed=seed, seeds=seeds, frames_in=_numbers(frames_in), ceiling=ceiling,
+                halves=halves, device=device, limit_s=parse_duration(limit), figures=figures,
+                progress=show,
+            )  # fmt: skip
+        except ShineError as error:
+            raise named_by_option(error, OPTIONS) from error
     console.print(found.markdown(), markup=False, soft_wrap=True)
     for path in found.files:
         console.print(f"  {path}", markup=False, soft_wrap=True)

@@ -55,6 +55,9 @@ class Method:
     hole
         The blind spot, rows × columns, that the name stands for. None: the caller's, and where he
         gives none, that of the noise statistics.
+    hurries
+        Whether a time budget makes it take a quicker way though it learns nothing. The movie's
+        history tells the way.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Method:
     needs_training: bool = False
     extra: str | None = None
     hole: tuple[int, int] | None = None
+    hurries: bool = False
 
     def run(
         self,
@@ -89,7 +93,7 @@ class Method:
             fix it.
         time_budget_s
             Wall time, s, that training may take; None for the method's own schedule. Methods that
-            learn nothing from the movie take what they take.
+            learn nothing from the movie take what they take, or a quicker way (`hurries`).
         seed
             Of all random choices.
         device
@@ -122,7 +126,7 @@ class Method:
             ) from error
 
 
-_BM3D = '"shine-em[baselines]"'
+_BM3D: dict[str, Any] = {"extra": '"shine-em[baselines]"', "hurries": True}
 # Its dependency list asks for torchvision, which denoising never uses.
 _TOPAZ = '--no-deps topaz-em && pip install "shine-em[baselines]"'
 
@@ -139,8 +143,8 @@ METHODS: dict[str, Method] = _methods(
     ("bandpass", "Band-pass", "filters:bandpass", {}),
     ("wiener", "Wiener", "filters:wiener", {}),
     ("mean5", "5-frame mean", "filters:mean5", {}),
-    ("bm3d", "BM3D", "bm3d:bm3d", {"extra": _BM3D}),
-    ("bm3d-correlated", "BM3D, measured spectrum", "bm3d:bm3d_correlated", {"extra": _BM3D}),
+    ("bm3d", "BM3D", "bm3d:bm3d", _BM3D),
+    ("bm3d-correlated", "BM3D, measured spectrum", "bm3d:bm3d_correlated", _BM3D),
     ("n2v", "Noise2Void", "n2v:n2v", _AT_1),
     ("structn2v", "structN2V", "n2v:structn2v", _TRAINS),
     ("udvd", "UDVD", "udvd:udvd", _AT_1),
