@@ -4,12 +4,12 @@ A network that sees neighbouring frames expects the picture to go on. What flash
 out faint, or smeared over the frames around it. Its missing part is then in the residual (raw −
 denoised): a blob, at that place, in that frame and not in those around it.
 
-The residual is summed over squares three holes wide. In each frame the sums are divided by their
-own robust scatter among places of the same brightness (so much is noise) and, at the end, by the
+The residual is summed over squares three holes wide. The sums are divided by their usual
+scatter among places of the same brightness (so much is noise) and, at the end, by the
 scatter at the same place over time where that is larger: what stands out in many frames is no
 event. The threshold keeps the chance of one false alarm in a whole movie of noise at 1 %, counting
-every square of every frame; where the noise is skewed or heavy-tailed (few electrons per pixel),
-it is raised by the Cornish-Fisher expansion of the sums' own distribution.
+every square of every frame; where the sums are skewed (few electrons per square) it is that of the
+gamma distribution with the same skewness, and heavier tails raise it by the Cornish-Fisher term.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import maximum_filter
-from scipy.stats import kurtosis, norm, skew
+from scipy.stats import gamma, kurtosis, norm, skew
 
 from .network import Hole
 
@@ -32,6 +32,7 @@ FALSE_ALARMS = 0.01  # per movie
 TOLERATED = 0.2
 _AROUND = 2  # frames before and after that an event is compared with
 _LEVELS = 16  # classes of brightness
+_USUAL = 15  # frames that say how much the residual scatters usually
 _LEAST = 4.5  # what is looked at more closely, in standard deviations
 
 
@@ -87,6 +88,7 @@ class SmearDetector:
         self._waiting: deque[_Seen] = deque()
         self._found: list[tuple[Smear, tuple[int, int]]] = []
         self._moments: list[tuple[float, float]] = []
+        self._scatter: deque[np.ndarray] = deque(maxlen=_USUAL)
         self._squares: np.ndarray | None = None
         self._frames = 0
 
@@ -116,7 +118,7 @@ class SmearDetector:
             return
         missing = np.where(trusted, raw.astype(np.float32) - denoised, np.float32(0))
         residual, level = self._sums(missing), self._sums(denoised)
-        z = _standardised(residual, level)
+        z = self._standardised(residual, level)
         self._moments.append((float(skew(z, axis=None)), float(kurtosis(z, axis=None))))
         self._squares = z**2 if self._squares is None else self._squares + z**2
         self._frames += 1
@@ -133,13 +135,13 @@ class SmearDetector:
         if self._frames < 3 or self._squares is None:
             return []
         tests = self._frames * self._squares.size
-        threshold = float(norm.isf(FALSE_ALARMS / 2 / tests))
+        chance = FALSE_ALARMS / 2 / tests
         lean, tail = np.median(self._moments, axis=0)
         kept: list[Smear] = []
         for smear, place in sorted(self._found, key=lambda found: -abs(found[0].z)):
             others = (self._squares[place] - smear.z**2) / (self._frames - 1)
             z = smear.z / max(1.0, math.sqrt(max(others, 0.0)))
-            if abs(z) < _raised(threshold, math.copysign(1.0, z) * lean, tail):
+            if abs(z) < _raised(chance, math.copysign(1.0, z) * lean, tail):
                 continue
             if not any(self._same(smear, other) for other in kept):
                 kept.append(Smear(smear.frame, smear.y, smear.x, smear.lost, abs(z)))
@@ -153,6 +155,21 @@ class SmearDetector:
         down = cells[:-2] + cells[1:-1] + cells[2:]
         across: np.ndarray = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / np.float32(9)
         return across
+
+    def _standardised(self, residual: np.ndarray, level: np.ndarray) -> np.ndarray:
+        """Divide by the usual scatter among places of the same brightness."""
+        values = (residual - np.median(residual)).ravel()
+        # Squares overlap: one in nine counts.
+        count = max(1, min(_LEVELS, values.size // 450))
+        classes = np.array_split(np.argsort(level, axis=None), count)
+        middles = np.array([np.median(level.ravel()[c]) for c in classes])
+        # An event raises the scatter of its own frame only.
+        self._scatter.append(np.array([values[c].std() for c in classes]))
+        usual = np.median(self._scatter, axis=0)
+        noise = np.interp(level, middles, usual)
+        smallest = 1e-6 * float(np.abs(level).max()) + 1e-30
+        z: np.ndarray = values.reshape(residual.shape) / np.maximum(noise, smallest)
+        return z
 
     def _look(self, seen: _Seen) -> None:
         """Keep the blobs of a frame that the frames around it do not have."""
@@ -197,24 +214,11 @@ def smear_warnings(smears: Sequence[Smear]) -> tuple[str, ...]:
     )
 
 
-def _standardised(residual: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Divide by the robust scatter among places of the same brightness."""
-    values = residual.ravel() - np.median(residual)
-    order = np.argsort(level, axis=None)
-    classes = np.array_split(order, max(1, min(_LEVELS, len(values) // 100)))
-    middles = np.array([np.median(level.ravel()[c]) for c in classes])
-    scatter = np.array([1.4826 * np.median(np.abs(values[c])) for c in classes])
-    positive = scatter > 0
-    if not positive.any():
-        return np.zeros_like(residual)
-    noise = np.interp(level, middles[positive], scatter[positive])
-    z: np.ndarray = values.reshape(residual.shape) / noise
-    return z
-
-
-def _raised(threshold: float, skewness: float, excess: float) -> float:
-    """Return the Cornish-Fisher quantile where it lies above the normal one."""
-    k = threshold
-    moved = k + skewness * (k**2 - 1) / 6 + max(excess, 0.0) * (k**3 - 3 * k) / 24
-    moved -= skewness**2 * (2 * k**3 - 5 * k) / 36
-    return max(k, moved)
+def _raised(chance: float, skewness: float, excess: float) -> float:
+    """Return the threshold that noise of a given skewness and kurtosis passes by ``chance``."""
+    k = float(norm.isf(chance))
+    if skewness > 0.01:
+        shape = 4 / skewness**2
+        k = max(k, float(gamma.isf(chance, shape) - shape) / math.sqrt(shape))
+    beyond = max(excess - 1.5 * skewness**2, 0.0)
+    return k + beyond * (k**3 - 3 * k) / 24
