@@ -1,0 +1,66 @@
+"""What the report says of the estimated error, and of the holes that were chosen by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .ensemble import Ensemble
+    from .error_matrix import ErrorEstimate
+
+__all__ = ["error_sentences", "error_tile", "hole_text", "weighted_holes"]
+
+
+def error_sentences(error: ErrorEstimate | None, ensemble: Ensemble | None) -> list[str]:
+    """Return sentences for the methods paragraph; none for what was not measured."""
+    text = []
+    if ensemble is not None:
+        alone = ", ".join(
+            f"{hole_text(h)}: {_rms(e)}"
+            for h, e in zip(ensemble.candidates, ensemble.errors, strict=True)
+        )
+        text.append(
+            "Holes and weights are those with the least estimated error (root mean square of each "
+            f"hole alone, in the movie's units: {alone})."
+        )
+    if error is not None:
+        text.append(
+            "The root-mean-square error of the denoised frames, estimated without a reference "
+            "(Stein's unbiased risk estimate with a probe of the measured noise correlation) in "
+            f"{len(error.frames)} frames, is {_rms(error)} in the movie's units."
+        )
+    return text
+
+
+def error_tile(error: ErrorEstimate) -> tuple[str, str, str]:
+    """Return label, value and small print of the key number."""
+    share = math.sqrt(max(error.mse, 0.0) / error.noise_variance)
+    return (
+        "Estimated error",
+        _rms(error),
+        f"root mean square per pixel, {share:.2f} of the noise's; from the movie alone",
+    )
+
+
+def weighted_holes(holes: Sequence[Any], weights: Sequence[float] | None) -> str:
+    """Return "3 × 3 (0.60), 1 × 1 (0.40)"."""
+    if len(holes) == 1 or weights is None:
+        return ", ".join(hole_text(h) for h in holes)
+    return ", ".join(f"{hole_text(h)} ({w:.2f})" for h, w in zip(holes, weights, strict=True))
+
+
+def hole_text(hole: Any) -> str:
+    """Return "3 × 5" for (3, 5)."""
+    if isinstance(hole, Sequence) and not isinstance(hole, str):
+        return " × ".join(str(int(n)) for n in hole)
+    return str(hole)
+
+
+def _rms(error: ErrorEstimate) -> str:
+    """Return the root mean square error with its statistical error."""
+    if error.mse <= 2 * error.standard_error:
+        return f"below {math.sqrt(max(error.mse, 0.0) + 2 * error.standard_error):.2g}"
+    root = math.sqrt(error.mse)
+    return f"{root:.3g} ± {error.standard_error / (2 * root):.1g}"
