@@ -72,7 +72,7 @@ def candidate_holes(hole: Hole) -> tuple[Hole, ...]:
     larger = (m + 2, n + 2)
     if correlated[0] == correlated[1]:
         found = [hole, smaller, larger, (m + 4, n + 4)]
-        found += [(m, smaller[1]), (smaller[0], n)] if all(correlated) else [(m, n + 2), (m + 2, n)]
+        found += [] if all(correlated) else [(m, n + 2), (m + 2, n)]
     else:
         along = (m + 2 * correlated[0], n + 2 * correlated[1])
         across = (m + 2 * correlated[1], n + 2 * correlated[0])

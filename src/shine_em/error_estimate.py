@@ -38,7 +38,7 @@ from .error_matrix import ErrorEstimate, ErrorMatrix, block_sums
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
-from .patches import Normalisation, Timeline
+from .patches import Normalisation, Timeline, cut
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -213,7 +213,8 @@ class ErrorEstimator:
             sigma = np.sqrt(noise_variance(self.noise, denoised.mean(0))) / n.scale
             probe = (self._white(t, view.raw.shape) * sigma).astype(np.float32)
             # A pixel that is not trusted is a constant to the network.
-            probed = view.stack + np.float32(_EPSILON) * view.shares * view.trusted * probe
+            probes = np.stack([cut(probe, (slice(None), slice(None)), by) for by in view.moved])
+            probed = view.stack + np.float32(_EPSILON) * view.shares * view.trusted * probes
             second = predict_each(probed[None], view.shift)[:, 0]
             yield _Seen(
                 t, view.raw, view.good, denoised,
@@ -224,23 +225,24 @@ class ErrorEstimator:
     def _view(self, t: int) -> _View:
         """Return what a denoiser is shown of frame ``t``."""
         n, here = self.normalisation, self._place(t)
-        bad = np.asarray(self.health.bad_pixels, bool)[here]
+        bad = np.asarray(self.health.bad_pixels, bool)
         window = self.timeline.window(t, self.window, mirror=self.mirror)
-        stack = np.zeros((len(window), *bad.shape), np.float32)
+        moved = self.timeline.displacements(window)
+        stack = np.zeros((len(window), *bad[here].shape), np.float32)
         trusted = np.zeros(stack.shape, bool)
         shares = np.zeros((len(window), 1, 1), np.float32)
-        raw = np.zeros(bad.shape)
-        for slot, i in enumerate(window):
+        raw = np.zeros(bad[here].shape)
+        for slot, (i, by) in enumerate(zip(window, moved, strict=True)):
             if i is None:
                 continue
-            frame = self.movie.frame(i)[here]
-            stack[slot] = n.apply(frame, bad)
-            trusted[slot] = n.trusted(frame) & ~bad
+            frame, hidden = cut(self.movie.frame(i), here, by), cut(bad, here, by, fill=True)
+            stack[slot] = n.apply(frame, hidden)
+            trusted[slot] = n.trusted(frame) & ~hidden
             shares[slot] = 1.0 if i == t else self._lasting(abs(i - t))
             if i == t:
                 raw = np.where(trusted[slot], frame, 0).astype(np.float64)
         centre = trusted[len(window) // 2]
-        return _View(stack, trusted, shares, self.timeline.shift(window), raw, centre)
+        return _View(stack, trusted, shares, moved, self.timeline.shift(window), raw, centre)
 
     def _place(self, t: int) -> tuple[slice, slice]:
         rng = np.random.default_rng([self.seed, 4, t])
@@ -290,6 +292,7 @@ class _View:
     stack: np.ndarray  # (frames, y, x), normalised
     trusted: np.ndarray  # (frames, y, x)
     shares: np.ndarray  # (frames, 1, 1)
+    moved: list[tuple[int, int]]  # of each frame's picture, see `Timeline.displacements`
     shift: int
     raw: np.ndarray  # (y, x), the centre frame, movie units
     good: np.ndarray  # (y, x), where that is trusted

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from ..checkpoint import Model
 from ..compute import keep_freed_memory, pick_device, pick_precision
 from ..denoising import Denoiser
+from ..ensemble import measure_ensemble
 from ..events import Event
 from ..job import history
 from ..movie import Movie
@@ -74,8 +76,8 @@ def lean(
 ) -> Movie:
     """Denoise as ``shine denoise`` does; with a hole given, with this one alone.
 
-    Without ``hole`` the prediction is the mean over the recommended hole and the next smaller one,
-    the default of `shine_em.denoise`. A given hole is not averaged with any other, so that holes
+    Without ``hole`` the prediction is the mean over the holes that have the least estimated error
+    (`shine_em.ensemble`), the default of `shine_em.denoise`. A given hole is not averaged with any other, so that holes
     can be compared.
 
     Parameters
@@ -159,6 +161,12 @@ def denoise(
     if state.stopped == "interrupted":
         raise KeyboardInterrupt
     model = Model(state, normalisation, plan.holes)
+    if plan.candidates and plan.noise.sigma > 0:
+        ensemble = measure_ensemble(
+            movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
+            device=device, precision=precision,
+        )  # fmt: skip
+        model = replace(model, holes=ensemble.holes, weights=ensemble.weights)
     denoiser = Denoiser(model, device=device, precision=precision)
     good = ~np.asarray(plan.health.bad_pixels, bool)
     out = np.empty(movie.shape, np.float32)
