@@ -213,6 +213,7 @@ def report_data(
             "best_step": state.best_step,
             "preset": state.settings.preset,
             "holes": [list(h) for h in model.holes],
+            "weights": list(model.weights),
             "frames": state.config.frames,
             "parameters": sum(v.numel() for v in state.best.values()),
             "stopped": state.stopped,
@@ -232,7 +233,11 @@ def report_data(
         },
         pixel_size_nm=movie.pixel_size_nm,
         frame_time_s=movie.frame_time_s,
+        error=result.error,
+        ensemble=result.ensemble,
         denoised_by=result.denoised_by,
+        drift=result.drift,
+        registered=state.settings.registered,
     )
 
 

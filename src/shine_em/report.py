@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,14 @@ from .doctor import Finding
 from .errors import ShineError
 from .noise import NoiseStatistics
 from .observing import Observations
+from .registration import Drift
+from .report_error import error_sentences, error_tile, hole_text, weighted_holes
 from .residual import ResidualTest, with_error
 from .viewing import percentile_range, scale_bar, shared_contrast
+
+if TYPE_CHECKING:
+    from .ensemble import Ensemble
+    from .error_matrix import ErrorEstimate
 
 __all__ = ["ReportData", "methods_text", "write_report"]
 
@@ -43,7 +49,7 @@ class ReportData:
         What the `Observer` saw while the frames streamed by.
     training
         ``steps``, ``seconds``, ``train_loss`` and ``validation_loss`` (lists of (step, loss)),
-        ``best_step``, ``preset``, ``holes`` (of the ensemble), ``frames`` (that the network sees),
+        ``best_step``, ``preset``, ``holes`` and their ``weights``, ``frames`` (in a window),
         ``parameters``, ``stopped`` (why training stopped). All but the lists may be missing; an
         empty dict means that a trained model was applied.
     health_findings
@@ -51,6 +57,9 @@ class ReportData:
     halves_snr
         ``frames``, ``raw`` and ``denoised`` (dB): SNR from two halves of the movie that were
         denoised without sharing a frame; None if it was not measured.
+    error, ensemble
+        The estimated error of the denoised movie, and how its holes were chosen; None where they
+        were not measured.
     warnings
         More that the user should know, in plain sentences.
     provenance
@@ -59,6 +68,9 @@ class ReportData:
         Calibration; None where it is not known.
     denoised_by
         A sentence: whether the ensemble or a student distilled from it denoised, and why.
+    drift, registered
+        How the scene drifts, None where that was not measured; and whether neighbouring frames
+        were displaced by it.
     """
 
     movie: Mapping[str, str]
@@ -71,7 +83,11 @@ class ReportData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     pixel_size_nm: float | None = None
     frame_time_s: float | None = None
+    error: ErrorEstimate | None = None
+    ensemble: Ensemble | None = None
     denoised_by: str = ""
+    drift: Drift | None = None
+    registered: bool = False
 
 
 def write_report(path: str | Path, report: ReportData, *, overwrite: bool = False) -> Path:
@@ -158,6 +174,10 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
     )
     if training:
         text.append(_training_sentence(training))
+    if report.registered and report.drift:
+        text.append(
+            f"{report.drift.reason} Neighbouring frames were displaced by it, in whole pixels."
+        )
     if report.denoised_by:
         text.append(report.denoised_by)
     result = result or _residual_test(report)
@@ -168,6 +188,7 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
             f"contained {_contrast(result)} of the picture's contrast "
             f"({_power(result)} of its power)."
         )
+    text += error_sentences(report.error, report.ensemble)
     if report.halves_snr:
         raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
         text.append(
@@ -200,8 +221,8 @@ def _training_sentence(training: Mapping[str, Any]) -> str:
     if holes:
         words += ", with " if training.get("best_step") else "; "
         words += (
-            "the mean of the outputs for the holes " if len(holes) > 1 else "the hole "
-        ) + ", ".join(_hole(h) for h in holes)
+            "the weighted mean of the outputs for the holes " if len(holes) > 1 else "the hole "
+        ) + weighted_holes(holes, training.get("weights"))
     return words + "."
 
 
@@ -239,6 +260,9 @@ def _page(report: ReportData) -> str:
         "snr": figures.snr_curve(seen, report.halves_snr) if seen.shape[0] > 1 else None,
         "means": figures.frame_means(seen),
         "histogram": figures.histogram(seen),
+        "drift": figures.drift_curve(report.drift)
+        if report.drift is not None and report.drift.path.any()
+        else None,
         "residual_map": None,
         "profile": None,
     }
@@ -271,6 +295,8 @@ def _page(report: ReportData) -> str:
         provenance=report.provenance,
         training=report.training,
         halves=report.halves_snr,
+        drift=report.drift,
+        registered=report.registered,
     )
 
 
@@ -314,7 +340,7 @@ def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, s
     tiles = [
         (
             "Blind spot",
-            _hole(noise.hole) + " px",
+            hole_text(noise.hole) + " px",
             f"recommended from the noise, confidence {noise.confidence}",
         ),
         ("Noise σ", f"{noise.sigma:.3g}", "per pixel, in the movie's units"),
@@ -327,6 +353,8 @@ def _tiles(report: ReportData, result: ResidualTest | None) -> list[tuple[str, s
                 f"of its power ({_contrast(result)} of its contrast); 0 is right",
             )
         )
+    if report.error is not None:
+        tiles.append(error_tile(report.error))
     if report.halves_snr:
         raw, denoised = (_median(report.halves_snr[k]) for k in ("raw", "denoised"))
         tiles.append(
@@ -431,12 +459,6 @@ def _contrast(result: ResidualTest) -> str:
 
 def _power(result: ResidualTest) -> str:
     return with_error(result.power, result.power_error)
-
-
-def _hole(hole: Any) -> str:
-    if isinstance(hole, Sequence) and not isinstance(hole, str):
-        return " × ".join(str(int(n)) for n in hole)
-    return str(hole)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -11,8 +11,10 @@ import numpy as np
 
 from .noise import NoiseStatistics
 from .observing import Observations
+from .registration import Drift
 
 __all__ = [
+    "drift_curve",
     "frame_means",
     "histogram",
     "loss_curve",
@@ -201,6 +203,17 @@ def frame_means(seen: Observations) -> str:
         axes.set(xlabel="frame", ylabel="mean intensity")
         axes.legend(ncols=2)
         axes.margins(y=0.25)
+    return figure.svg
+
+
+def drift_curve(drift: Drift) -> str:
+    """Draw how far the picture has moved since the first frame, along x and along y."""
+    with _Figure("drift", "Displacement of the picture", cursor=True) as (figure, axes):
+        frames = np.arange(len(drift.path))
+        for axis, color in ((1, DENOISED), (0, ACCENT)):
+            axes.plot(frames, drift.path[:, axis], color=color, label="yx"[axis])
+        axes.set(xlabel="frame", ylabel="displacement / px")
+        axes.legend(ncols=2)
     return figure.svg
 
 
