@@ -39,8 +39,8 @@ def bm3d(
 
     The default profile ("np") is used, the low-complexity one (larger steps between the blocks, a
     narrower search) where the first frame shows that a time budget needs it, and only the first of
-    its two stages (hard thresholding) where that would still take too long. The movie's history,
-    and the benchmark's table with it, tells which.
+    its two stages (hard thresholding) where that would still take too long, even where this does
+    not fit either. The movie's history, and the benchmark's table with it, tells which.
 
     Parameters are those of `shine_em.baselines.Method.run`; ``hole``, ``seed`` and ``device`` have
     no effect.
@@ -138,24 +138,23 @@ def _run(
         return lambda frame: np.asarray(package.bm3d(frame, noise, settings, stage_arg=stage))
 
     both, first = package.BM3DStages.ALL_STAGES, package.BM3DStages.HARD_THRESHOLDING
-    ways = {
-        "": way(package.BM3DProfile, both),
-        ", low-complexity profile": way(package.BM3DProfileLC, both),
+    ways = {  # from the quickest to the best
         ", low-complexity profile, first stage alone": way(package.BM3DProfileLC, first),
+        ", low-complexity profile": way(package.BM3DProfileLC, both),
+        "": way(package.BM3DProfile, both),
     }
-    chosen = ""
+    chosen = "" if time_budget_s is None else next(iter(ways))
     sample = finite(movie.frame(0).astype(np.float32))
     if time_budget_s is not None and sample is not None:
         left = time_budget_s
-        for chosen in ways:  # the last one is taken untried
-            if chosen == list(ways)[-1]:
-                break
+        for name, denoise in ways.items():
             started = time.monotonic()
-            ways[chosen](sample)
+            denoise(sample)
             spent = time.monotonic() - started
             left -= spent
-            if spent * len(movie) / workers <= left:
+            if spent * len(movie) / workers > left:
                 break
+            chosen = name
     did = f"BM3D, {words}{chosen}"
     return map_frames(movie, ways[chosen], did=did, progress=progress, workers=workers)
 
