@@ -48,6 +48,7 @@ __all__ = [
 
 _EDGE = 512  # pixels: of larger frames, a region of this width is taught
 _TAUGHT_PIXELS = 10_000_000  # more of the teacher's pixels teach hardly more
+_FEW = 32  # lessons, at least, where the movie has as many frames
 _MEMORY = 400_000_000  # bytes: the most that lessons may hold
 _ONE_SIDED = 0.1  # share of the steps for windows with neighbours out of place
 _JUDGED = 8  # frames
@@ -118,7 +119,8 @@ def lesson_count(movie: Movie, frames: int, available: int) -> int:
     height, width = (min(n, _EDGE) for n in movie.shape[1:])
     enough = -(-_TAUGHT_PIXELS // (height * width))
     held = _MEMORY // (4 * height * width * (2 * frames))
-    return max(1, min(available, enough, held))
+    # More than a share of a long movie would save no time.
+    return max(1, min(available, enough, held, max(_FEW, available // 4)))
 
 
 def graduate(

@@ -49,7 +49,7 @@ class StudentNetwork(nn.Module):
     def __init__(self, frames: int = 5, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        self.frames = frames
+        self.frames, self.widths = frames, (fine, middle, coarse)
         half = frames // 2
         inputs = 4 * (frames + 1)
         self.enter = nn.Conv2d(inputs, fine, 3, padding=1)
