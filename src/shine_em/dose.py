@@ -132,7 +132,10 @@ def advise(
             "The noise lives on from frame to frame, the noise that is added for lower doses does "
             "not: they may look better here than they would be.",
         )
-    part, pace, said = _part(movie, plan, options, budget, len(todo), skips)
+    per_pixel = 0.0 if budget is None else _seconds_per_pixel(movie, plan, options)
+    seconds = None if budget is None else budget / len(todo)
+    part, said = _part(movie, seconds, per_pixel, skips[-1])
+    pace = per_pixel * part.shape[1] * part.shape[2]
     notes += said
     health = plan.health if part is movie else check(part)
     if skipping == "sum" and len(skips) > 1 and np.asarray(health.blank).any():
@@ -323,39 +326,33 @@ def _possible_skips(
 
 
 def _part(
-    movie: Movie,
-    plan: Plan,
-    options: Options,
-    budget: float | None,
-    levels: int,
-    skips: Sequence[int],
-) -> tuple[Movie, float, tuple[str, ...]]:
-    """Return what the time (and memory) suffice for, and seconds per frame of it.
+    movie: Movie, seconds: float | None, per_pixel: float, skip: int
+) -> tuple[Movie, tuple[str, ...]]:
+    """Return what ``seconds`` for each level (and memory) suffice for, and how it was chosen.
 
-    Inference may take a third of a level's time, so that most is left for training. Frames are
-    given up first, as long as each frame rate has enough of them, then the frames' borders.
+    Inference, at ``per_pixel`` seconds, may take a third of the time, so that most is left for
+    training. Frames are given up first, as long as the largest ``skip`` leaves enough of them, then
+    the frames' borders.
     """
     n, height, width = movie.shape
-    most = _MOST_PIXELS
-    per_pixel = 0.0
-    if budget is not None:
-        per_pixel = _seconds_per_pixel(movie, plan, options)
-        most = min(most, budget / levels / 3 / per_pixel)
+    most = _MOST_PIXELS if seconds is None else min(_MOST_PIXELS, seconds / 3 / per_pixel)
     area = float(height * width)
     extra = 4 * _PAIRS  # frames of the halves, in the job and here
     if (n + extra) * area <= most:
-        return movie, per_pixel * area, ()
-    enough = min(n, max(24, 2 * LEAST_FRAMES * skips[-1]))
+        return movie, ()
+    enough = min(n, max(24, 2 * LEAST_FRAMES * skip))
     frames = min(n, max(enough, int(most / area) - extra))
     side = math.sqrt(min(1.0, most / ((frames + extra) * area)))
     rows, columns = (min(v, max(128, int(v * side) // 8 * 8)) for v in (height, width))
     start, y, x = (n - frames) // 2, (height - rows) // 2, (width - columns) // 2
     part = movie.select(slice(start, start + frames), (slice(y, y + rows), slice(x, x + columns)))
-    return part, per_pixel * rows * columns, (
+    if part.shape == movie.shape:
+        return movie, ()
+    return part, (
         f"Measured on frames {start}:{start + frames}, rows {y}:{y + rows}, columns "
         f"{x}:{x + columns} of {n} frames of {height}×{width}: more does not fit into the time "
         "budget" + (" or memory." if most == _MOST_PIXELS else "."),
-    )  # fmt: skip
+    )
 
 
 def _seconds_per_pixel(movie: Movie, plan: Plan, options: Options) -> float:
