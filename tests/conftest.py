@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+# One test process per core (pytest -n auto), so one thread in each: two that wait for each other on
+# a busy core make a short training ten times slower. Must be set before PyTorch is loaded.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 DATA = Path(os.environ.get("SHINE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
