@@ -4,7 +4,7 @@ On simulated movies: checkpoints of a training, holes and means of holes, and li
 each the mean squared error is estimated from the noisy movie alone (`shine_em.error_estimate`) and
 measured against the truth; Spearman's rho tells whether both rank alike.
 
-    python benchmarks/error_ranking.py --scenes au-growth,sparse-counting,stem-mos2
+    python benchmarks/error_ranking.py
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ FILTERS = ("gaussian", "wiener", "bandpass", "mean5")
 
 
 def scene(name: str, *, frames: int, size: int, seed: int) -> tuple[Any, Any]:
-    """Simulate a movie; returns (noisy, truth)."""
+    """Simulate a movie; returns (noisy, truth). "scene@30" has a dose of 30 e⁻/Å² per frame."""
     from shine_em.simulate import SCENES
 
-    made = SCENES[name](frames=frames, size=size, seed=seed)
+    name, _, dose = name.partition("@")
+    more = {"dose_e_per_A2": float(dose)} if dose else {}
+    made = SCENES[name](frames=frames, size=size, seed=seed, **more)
     return made.noisy, made.truth
 
 
@@ -74,9 +76,10 @@ def rank(name: str, *, frames: int, size: int, seed: int, steps: list[int]) -> d
     from shine_em.baselines import METHODS
     from shine_em.checkpoint import Model
     from shine_em.denoising import Denoiser
+    from shine_em.ensemble import candidate_holes, choose
     from shine_em.error_estimate import ErrorEstimator
     from shine_em.patches import Normalisation
-    from shine_em.planning import Options, prepare
+    from shine_em.planning import Options, averaged_holes, prepare
 
     say(f"{name}: simulating")
     movie, truth = scene(name, frames=frames, size=size, seed=seed)
@@ -96,7 +99,8 @@ def rank(name: str, *, frames: int, size: int, seed: int, steps: list[int]) -> d
         rows.append(_row(method, estimate, true))
     m, n = plan.noise.hole
     holes = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (3, 1), (m, n), (m + 2, n + 2)]
-    holes = list(dict.fromkeys(holes))
+    holes = list(dict.fromkeys([*holes, *candidate_holes((m, n)), *averaged_holes((m, n))]))
+    picks: dict[int, dict[str, Any]] = {}
     for step, state in checkpoints(movie, plan, steps):
         say(f"{name}: step {step}")
         model = Model(state, normalisation, tuple(holes))
@@ -104,6 +108,10 @@ def rank(name: str, *, frames: int, size: int, seed: int, steps: list[int]) -> d
         estimated = estimator.matrix(denoiser.predict_each)
         true_m = true_matrix(denoiser, estimator, truth)
         k = len(holes)
+        chosen = choose(
+            estimator.matrix(Denoiser(model, holes=candidate_holes((m, n))).predict_each),
+            candidate_holes((m, n)), most=5,
+        )  # fmt: skip
         groups = [(i,) for i in range(k)]
         groups += [c for c in combinations(range(k), 2) if holes.index((m, n)) in c]
         groups.append(tuple(range(k)))
@@ -111,12 +119,36 @@ def rank(name: str, *, frames: int, size: int, seed: int, steps: list[int]) -> d
             w = np.isin(np.arange(k), group) / len(group)
             label = f"{step} steps, " + " + ".join(f"{holes[i][0]}x{holes[i][1]}" for i in group)
             rows.append(_row(label, estimated.of(w), float(w @ true_m @ w)))
+        picks[step] = _pick(chosen, holes, true_m, (m, n))
     rho = float(spearmanr([r["estimate"] for r in rows], [r["true"] for r in rows]).statistic)
     noise_mse = float(np.mean((np.asarray(movie.data) - np.asarray(truth.data, float)) ** 2))
     return {
         "movie": name, "hole": [m, n], "rho": rho, "rows": rows, "true_noise_variance": noise_mse,
+        "picks": picks,
         "noise_variance": rows[-1]["noise_variance"],
     }  # fmt: skip
+
+
+def _pick(chosen: Any, holes: list[Any], true_m: Any, hole: Any) -> dict[str, Any]:
+    """Return what the chosen holes gain over others, by the truth."""
+    import numpy as np
+
+    from shine_em.planning import averaged_holes
+
+    def error(some: Any, weights: Any = None) -> float:
+        w = np.zeros(len(holes))
+        w[[holes.index(h) for h in some]] = 1 / len(some) if weights is None else weights
+        return float(w @ true_m @ w)
+
+    mine = error(chosen.holes, chosen.weights)
+    return {
+        "chosen": ", ".join(
+            f"{a}x{b} ({w:.2f})" for (a, b), w in zip(chosen.holes, chosen.weights, strict=True)
+        ),
+        "over_measured_dB": 10 * np.log10(error([hole]) / mine),
+        "over_mean_dB": 10 * np.log10(error(averaged_holes(hole)) / mine),
+        "below_best_dB": 10 * np.log10(mine / min(error([h]) for h in holes)),
+    }
 
 
 def _row(label: str, estimate: Any, true: float) -> dict[str, Any]:
@@ -128,7 +160,7 @@ def _row(label: str, estimate: Any, true: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", default="au-growth,sparse-counting,stem-mos2")
+    parser.add_argument("--scenes", default="au-growth,sparse-counting@24,stem-mos2")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--seed", type=int, default=5)
@@ -155,6 +187,28 @@ def main() -> None:
                     Number(r["rho"], 3), Number(r["noise_variance"] / r["true_noise_variance"], 3),
                 )
                 for r in results
+            ],
+        )
+    )  # fmt: skip
+    print()
+    head = (
+        "movie",
+        "steps",
+        "chosen",
+        "over the measured hole, dB",
+        "over the fixed mean, dB",
+        "over the best single hole, dB",
+    )
+    print(
+        table(
+            head,
+            [
+                (
+                    r["movie"], step, p["chosen"], Number(p["over_measured_dB"]),
+                    Number(p["over_mean_dB"]), Number(-p["below_best_dB"]),
+                )
+                for r in results
+                for step, p in r["picks"].items()
             ],
         )
     )  # fmt: skip
