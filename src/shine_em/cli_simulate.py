@@ -216,12 +216,9 @@ def named_by_option(error: ShineError, options: Mapping[str, str]) -> ShineError
     """
     text = str(error)
     for name, option in options.items():
-        follows = "" if "_" in name else "(?==| must)"
-        text = re.sub(
-            rf"(?<![\w-]){name}(?!\w){follows}(=?)",
-            lambda found, option=option: option + found[1].replace("=", " "),  # type: ignore[misc]
-            text,
-        )
+        named = rf"(?<![\w-]){name}(?!\w)"
+        text = re.sub(f"{named}=", f"{option} ", text)
+        text = re.sub(named if "_" in name else f"{named}(?= must)", option, text)
     return ShineError(text)
 
 

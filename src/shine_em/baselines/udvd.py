@@ -216,11 +216,10 @@ class _UpwardChain(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=(0, 1), bias=False) for a, b in pairwise(widths)
-        )
-        for layer in self.layers:
+        layers = [nn.Conv2d(a, b, 3, padding=(0, 1), bias=False) for a, b in pairwise(widths)]
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, a=0.1)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 2 * len(self.layers), 0))
