@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import Model
     from .doctor import Health, check
+    from .dose import advise
     from .errors import ShineError
     from .files import Outputs, denoise_file
     from .io import open_writer, read, write
@@ -28,6 +29,7 @@ _HOMES = {
     "Model": "checkpoint",
     "Health": "doctor",
     "check": "doctor",
+    "advise": "dose",
     "ShineError": "errors",
     "Outputs": "files",
     "denoise_file": "files",
@@ -58,6 +60,7 @@ __all__ = [
     "Outputs",
     "Result",
     "ShineError",
+    "advise",
     "check",
     "denoise",
     "denoise_file",
