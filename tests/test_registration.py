@@ -237,8 +237,6 @@ def test_a_registered_movie_comes_out_better_after_as_many_steps():
         seen = replace(found, path=path)
         state = train(movie, seen, NetworkConfig(), settings)
         trained = replace(model(), state=state, normalisation=Normalisation.of(found))
-        denoised = [frame for _, _, frame in Denoiser(trained).stream(movie, seen)]
-        scores.append(
-            np.mean([psnr(a, b, protocol="affine") for a, b in zip(denoised, truth, strict=True)])
-        )
+        stream = Denoiser(trained).stream(movie, seen, frames=[2, 5, 8, 11])
+        scores.append(np.mean([psnr(frame, truth[t], protocol="affine") for t, _, frame in stream]))
     assert scores[1] > scores[0] + 0.5

@@ -100,9 +100,9 @@ def trust_scene(frames: int, side: int, *, seed: int = 1) -> TrustScene:
     truth = np.full((frames, side, side), 100.0)
     half, scale = side // 2, side / 128
     for t, frame in enumerate(truth):
-        frame[:half] += SIGMA * lattice((half, side))
-        for level, y, x in ((30, 20, 18), (60, 42, 48), (-40, 20, 76)):
-            sway = 4 * np.sin(t / 3 + level)
+        frame[:half] += 2 * SIGMA * lattice((half, side))
+        for level, y, x in ((60, 20, 18), (120, 42, 48), (-80, 20, 76)):
+            sway = 4 * np.sin(t / 6 + level)
             frame[half:] += level * disc((half, side), y * scale, x * scale + sway, 13 * scale)
     when, y, x = frames // 2, int(96 * scale), int(104 * scale)
     without = truth[when].copy()
@@ -151,6 +151,13 @@ def flat_slope(scene: TrustScene, denoised: np.ndarray) -> float:
     flat = relief < 0.05 * SIGMA
     flat[:, : truth.shape[1] // 2 + 4] = False
     return float(np.polyfit(truth[flat], denoised[flat], 1)[0])
+
+
+def missing_at(scene: TrustScene, denoised: np.ndarray, frame: int, y: float, x: float) -> float:
+    """Return what a denoised frame misses of the truth around a place, in σ of the noise."""
+    rows, columns = (slice(max(0, round(v) - 4), round(v) + 5) for v in (y, x))
+    difference = (scene.truth[frame] - denoised[frame])[rows, columns]
+    return float(difference.mean()) / SIGMA
 
 
 def contrast_kept(scene: TrustScene, denoised: np.ndarray) -> float:

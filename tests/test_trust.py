@@ -1,0 +1,144 @@
+"""May a microscopist believe the result? Nothing made of noise, nothing measured wrong.
+
+Small frames and few steps; `benchmarks/trust.py` asks the same of larger movies and default times.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trust_scenes as scenes
+from trust_scenes import EVENT_PX, SIGMA, TrustScene, disc, noise
+
+import shine_em
+from shine_em.smearing import SmearDetector
+
+Denoised = tuple[np.ndarray, shine_em.Result]
+
+
+@pytest.fixture(scope="module", params=[0.0, scenes.BLUR], ids=["white", "correlated"])
+def nothing(request: pytest.FixtureRequest) -> Denoised:
+    """Twelve frames of pure noise, denoised: a short movie is the easiest to learn by heart."""
+    raw = scenes.pure_noise((12, 96, 96), blur=request.param)
+    return raw, shine_em.denoise(raw, steps=60)
+
+
+def test_pure_noise_comes_out_empty(nothing: Denoised):
+    raw, result = nothing
+    denoised = np.asarray(result.movie.data, float)
+    assert denoised.std((1, 2)).max() <= 0.03 * SIGMA
+    assert abs(denoised.mean() - raw.mean()) < 0.02 * SIGMA
+
+
+def test_pure_noise_has_no_frequency_above_that_of_the_mean_of_all_frames(nothing: Denoised):
+    raw, result = nothing
+    assert scenes.worst_ring(raw, np.asarray(result.movie.data, float)) <= 3
+
+
+def test_pure_noise_raises_no_alarm(nothing: Denoised):
+    _, result = nothing
+    assert result.smears == ()
+    assert not result.model.state.settings.registered
+
+
+@pytest.fixture(scope="module")
+def seen() -> tuple[TrustScene, np.ndarray, shine_em.Result]:
+    scene = scenes.trust_scene(20, 128)
+    result = shine_em.denoise(scene.raw, steps=120)
+    return scene, np.asarray(result.movie.data, float), result
+
+
+Seen = tuple[TrustScene, np.ndarray, shine_em.Result]
+
+
+def test_lattice_spacing_and_angle_are_unbiased(seen: Seen):
+    scene, denoised, _ = seen
+    spacing, angle = scenes.lattice_errors(scene, denoised)
+    assert abs(spacing) < 1e-3
+    assert abs(angle) < 0.2
+
+
+def test_intensities_are_linear_in_flat_regions(seen: Seen):
+    scene, denoised, _ = seen
+    assert scenes.flat_slope(scene, denoised) == pytest.approx(1, abs=0.01)
+
+
+def test_a_particle_of_one_frame_is_kept_or_told_of(seen: Seen):
+    scene, denoised, result = seen
+    told = [
+        s
+        for s in result.smears
+        if s.frame == scene.frame and np.hypot(s.y - scene.y, s.x - scene.x) < EVENT_PX
+    ]
+    assert scenes.contrast_kept(scene, denoised) >= 0.8 or told
+    for s in result.smears:  # and whatever else is told of is missing indeed
+        assert abs(scenes.missing_at(scene, denoised, s.frame, s.y, s.x)) > 0.3
+    spoken = [w for w in result.warnings if f"frame {scene.frame}," in w and "smearing" in w]
+    assert bool(spoken) == bool(told)
+
+
+def detector_of(raw: np.ndarray, denoised: np.ndarray) -> SmearDetector:
+    """Return a detector that has seen a movie and what became of it."""
+    detector = SmearDetector(raw.shape[1:], (3, 3))
+    trusted = np.ones(raw.shape[1:], bool)
+    for t, (a, b) in enumerate(zip(raw, denoised, strict=True)):
+        detector.add(t, a, b, trusted=trusted)
+    return detector
+
+
+@pytest.mark.parametrize("kind", ["correlated", "few electrons", "bright here, dark there"])
+def test_noise_alone_is_no_event(kind):
+    rng = np.random.default_rng(5)
+    shape = (40, 150, 150)
+    level = np.full(shape, 20.0)
+    if kind == "correlated":
+        raw = level + 4 * noise(shape, blur=0.8)
+    elif kind == "few electrons":
+        raw = rng.poisson(0.02, shape).astype(float)
+        level[:] = 0.02
+    else:
+        level[:, :, 75:] = 2.0
+        raw = rng.poisson(level).astype(float)
+    assert detector_of(raw, level).finish() == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_weakened_event_is_told_of_with_frame_and_place(sign):
+    level = np.full((12, 120, 150), 50.0)
+    event = sign * 15 * disc(level.shape[1:], 40, 100, 4.5)
+    raw = level + 5 * noise(level.shape, blur=0.6)
+    raw[7] += event
+    denoised = level.copy()
+    denoised[7] += 0.4 * event
+    (smear,) = detector_of(raw, denoised).finish()
+    assert smear.frame == 7
+    assert max(abs(smear.y - 40), abs(smear.x - 100)) <= 4
+    assert smear.lost == pytest.approx(0.6, abs=0.2)
+
+
+def test_an_event_that_is_kept_is_not_told_of():
+    level = np.full((12, 120, 150), 50.0)
+    raw = level + 5 * noise(level.shape, blur=0.6)
+    event = 15 * disc(level.shape[1:], 40, 100, 4.5)
+    raw[7] += event
+    level[7] += 0.95 * event
+    assert detector_of(raw, level).finish() == []
+
+
+def test_what_is_missing_in_every_frame_is_no_event():
+    level = np.full((12, 120, 150), 50.0)
+    raw = level + 5 * noise(level.shape, blur=0.6)
+    raw += 10 * disc(level.shape[1:], 40, 100, 4.5)
+    assert detector_of(raw, level).finish() == []
+
+
+def test_scenes_are_not_compared_across_a_cut():
+    """After the cut everything is elsewhere: only what its own scene lacks is an event."""
+    shape = (120, 150)
+    detector = SmearDetector(shape, (3, 3))
+    raw = 50 + 5 * noise((12, *shape), blur=0.6)
+    raw[6:] += 15 * disc(shape, 40, 100, 4.5)
+    for t, frame in enumerate(raw):
+        denoised = np.full(shape, 50.0)
+        detector.add(t, frame, denoised, trusted=np.ones(shape, bool), scene=int(t >= 6))
+    assert detector.finish() == []
