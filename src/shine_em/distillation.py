@@ -99,10 +99,12 @@ class Verdict:
         return bool(self.difference <= self.standard_error)
 
     def __str__(self) -> str:
+        # Both errors share that of the noise variance: their difference alone is sharp.
+        word = "lower" if self.difference < 0 else "higher"
         return (
-            f"estimated mean squared error {self.student.mse:.4g} against {self.rival.mse:.4g} of "
-            f"the blind-spot network that it stands in for (difference {self.difference:+.2g} ± "
-            f"{self.standard_error:.1g}, movie units squared)"
+            f"its estimated mean squared error is {abs(self.difference):.3g} ± "
+            f"{self.standard_error:.1g} (movie units squared) {word} than that of the blind-spot "
+            "network that it stands in for"
         )
 
 
