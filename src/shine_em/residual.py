@@ -416,9 +416,9 @@ def _judge(
             return ("structure", understated + more) if correlated else ("faint", understated)
         return "structure", (
             f"The residual follows the denoised picture: it holds {picture}. Some picture was "
-            "removed with the noise, and contrast measured on the denoised movie is too low by that "
-            "share. Train longer if the validation loss still falls; far below an SNR of 0 dB a "
-            "share always stays behind."
+            "removed with the noise, and contrast measured on the denoised movie is too low by "
+            "that share. Train longer if the validation loss still falls; far below an SNR of 0 dB "
+            "a share always stays behind."
         )
     if share < -LEFTOVER and z < -Z:
         return "exaggerated", (
