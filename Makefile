@@ -1,21 +1,27 @@
 # make demo   install into .venv, then simulate, denoise and report into demo/
 # make test   install with the tools of the developers, then format, lint, types and tests
 # make lint   only format, lint and types
+# make bench  compare with the paper's network and with the best that is possible, into bench/: many
+#             hours (it says how many); goes on where it was stopped. BENCH_ARGS=--quick: minutes
 # make clean  remove .venv and caches (results in demo/ stay)
 #
 # Another Python:       make demo PYTHON=python3.12
 # Only some tests:      make test PYTEST_ARGS="tests/test_movie.py -k crop"
+# Other budgets:        make bench BENCH_ARGS="--budgets 60s,5min --seeds 5"
 # Without make (Windows): see docs/install.md
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# A real movie without a truth, judged without reference.
+BENCH_REAL ?= $(wildcard ../shared/data/au_glc/*.tif)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +32,9 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/bench.py -o bench --real $(BENCH_REAL) $(BENCH_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

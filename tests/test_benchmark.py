@@ -15,7 +15,9 @@ from small import noisy, scene
 
 from shine_em import benchmark, metrics
 from shine_em.benchmark import Benchmark, Outcome
-from shine_em.benchmark_tables import csv_text, markdown_text
+from shine_em.benchmark_meter import Meter
+from shine_em.benchmark_methods import choose, training_seconds
+from shine_em.benchmark_tables import below_ceiling, csv_text, markdown_text
 from shine_em.benchmark_worker import own_peak_memory, score
 from shine_em.errors import ShineError
 from shine_em.io import read, write
@@ -42,8 +44,8 @@ def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """Return a benchmark of two filters, and of a network with a hole that it cannot have."""
     out = tmp_path_factory.mktemp("bench") / "out"
     return benchmark.run(
-        [place / "little", place / "real.mrc"], "gaussian,mean5,lean", out=out,
-        time_budget_s=0.01, hole=(17, 17), halves=True, ceiling=True,
+        [place / "little", place / "real.mrc"], "gaussian,mean5,lean,supervised",
+        out=out, time_budget_s=0.1, hole=(17, 17), halves=True,
     )  # fmt: skip
 
 
@@ -203,6 +205,96 @@ def test_bad_input_is_told_in_plain_words(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ShineError, match="holds other files"):
         benchmark.run([place / "little"], "gaussian", out=tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_budgets_stand_with_the_names() -> None:
+    chosen = choose("mean5, lean@90s,lean@5min, paper, bm3d@1min,n2v@none,default,supervised", 7.0)
+    assert [(c.stem, c.budget_s, c.title) for c in chosen] == [
+        ("mean5", 7.0, "5-frame mean"), ("lean@90s", 90.0, "lean, 90 s"),
+        ("lean@5min", 300.0, "lean, 5 min"), ("paper", 7.0, "SHINE"),
+        ("bm3d@60s", 60.0, "BM3D, 60 s"), ("n2v@ownschedule", None, "Noise2Void, own schedule"),
+        ("default", 7.0, "shine denoise"), ("supervised", 7.0, "supervised on the truth"),
+    ]  # fmt: skip
+    assert training_seconds(chosen, seeds=3) == 3 * (90 + 300 + 7 + 7) + 7
+    assert [c.stem for c in choose("lean@60s,lean@1min", None)] == ["lean@60s"]
+    for wrong, words in (
+        ("gaussian@60s", "leave the budget @60s out"), ("lean@soon", "not a duration"),
+        ("lean@0s", "must be positive"), ("best@60s", "Unknown method .best"),
+        (" ,", "Choose from"),
+    ):  # fmt: skip
+        with pytest.raises(ShineError, match=words):
+            choose(wrong, None)
+
+
+def test_the_default_job_and_its_cost(place: Path, tmp_path: Path) -> None:
+    found = benchmark.run(
+        [place / "real.mrc"], "gaussian,default@12s,supervised@1s", out=tmp_path / "out"
+    )
+    by = by_name(found, "real")
+    job, filtered = by["default"], by["gaussian"]
+    assert job.status == "done", job.reason
+    assert "supervised" not in by  # no truth, no ceiling
+    assert job.budget_s == 12.0
+    assert job.seconds is not None
+    assert job.training_s is not None
+    assert job.frame_s is not None
+    assert 0 < job.training_s < job.training_s + SHAPE[0] * job.frame_s < job.seconds
+    assert job.gflop is not None
+    assert 0.05 < job.gflop < 5  # about 10 for 512×512
+    assert filtered.gflop is None
+    for outcome in (job, filtered):  # both estimates are of a fraction of the noise variance
+        value, error = outcome.record["estimated"]
+        assert error > 0
+        assert -3 * error < value < 1
+    assert "estimated" not in by["noisy"].record
+    assert "estimated error / noise variance" in found.markdown()
+    assert (found.folder / "time-quality.png").stat().st_size > 0
+
+
+def test_operations_and_seconds_are_those_of_the_denoising_alone() -> None:
+    import time
+
+    import torch
+
+    layer = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    picture = torch.zeros(1, 1, 16, 16)
+    heard = []
+    with Meter(12, lambda stage, fraction: heard.append((stage, fraction))) as meter:
+        for k in range(5):
+            layer(picture)
+            meter("training", k / 5)
+        time.sleep(0.2)
+        for k in range(12):
+            layer(picture)
+            meter("denoising", (k + 1) / 12)
+    cost = meter.cost()
+    assert len(heard) == 17
+    assert cost["gflop"] == pytest.approx(2 * 16 * 16 * 9 * 2 / 1e9)
+    assert cost["training_s"] is not None
+    assert cost["training_s"] > 0.2
+    assert cost["frame_s"] is not None
+    assert cost["seconds"] is not None
+    assert cost["training_s"] + cost["frame_s"] < cost["seconds"]
+    with Meter(12, lambda stage, fraction: None) as silent:
+        pass
+    assert silent.cost()["frame_s"] is None
+
+
+def test_the_distance_to_the_ceiling_is_on_the_frames_it_was_not_taught() -> None:
+    def outcome(method: str, frames: list[int], psnr: list[float | None], movie: str) -> Outcome:
+        return Outcome(
+            movie, method, method, 0, None, "done", "", 1.0, 1.0, None, {"psnr_affine": psnr},
+            frames, None, {},
+        )  # fmt: skip
+
+    lean = outcome("lean", [0, 1, 2, 3], [10.0, 30.0, 32.0, 10.0], "m")
+    ceiling = outcome("supervised", [1, 2], [35.0, 36.0], "m")
+    other = outcome("lean", [0, 1], [20.0, 20.0], "another")
+    every = [lean, ceiling, other]
+    assert below_ceiling(lean, every) == pytest.approx(4.5)
+    assert below_ceiling(ceiling, every) is None
+    assert below_ceiling(other, every) is None
+    assert "| lean | 20.50 | 4.50 |" in markdown_text(every)
 
 
 def test_results_that_are_no_pictures_are_refused() -> None:

@@ -1,7 +1,7 @@
 """Movies × methods: denoise, score, and compare, in tables and in the paper's panels.
 
 >>> from shine_em import benchmark
->>> found = benchmark.run(["au-growth"], "bm3d,lean", out="bench")  # doctest: +SKIP
+>>> found = benchmark.run(["au-growth"], "bm3d,lean@60s,lean@5min", out="bench")  # doctest: +SKIP
 >>> print(found.markdown())  # doctest: +SKIP
 
 Every method runs in a process of its own, so that its peak memory is its own and a rival that dies
@@ -23,19 +23,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .baselines import Method, pick
+from .baselines import METHODS
+from .benchmark_methods import CEILING, DEFAULT, RAW, Contender, choose
 from .benchmark_movies import Case, find_movies
 from .benchmark_tables import csv_text, markdown_text
 from .benchmark_worker import work, write_json
 from .errors import ShineError
 
-__all__ = ["CEILING", "RAW", "Benchmark", "Outcome", "run"]
-
-RAW, CEILING = "noisy", "supervised"
-"""Names of the noisy movie itself and of the supervised ceiling, among those of `METHODS`."""
+__all__ = ["CEILING", "DEFAULT", "RAW", "Benchmark", "Outcome", "run"]
 
 _MARKER = "benchmark.json"
-_FORMAT = 1
+_FORMAT = 2
 _PRELOADED = ["torch", "scipy.ndimage", "skimage.metrics", "shine_em.job"]
 
 
@@ -51,8 +49,13 @@ class Outcome:
         Of everything random; `frames_in`: input frames where they were chosen (fig. S8).
     status, reason
         "done", or "failed" and why.
+    budget_s
+        Its time budget, s; None for its own schedule, or where it has no use for one.
     seconds
         Wall time of training and denoising, without starting Python.
+    training_s, frame_s, gflop, cores
+        Seconds before denoising began, seconds and 10⁹ operations per frame, and how many
+        processor cores the process got on average; see `benchmark_meter.Meter.cost`.
     peak_mb, gpu_peak_mb
         Peak memory of the process, and of CUDA's allocator where it was used, in MB.
     scores
@@ -77,6 +80,31 @@ class Outcome:
     frames: list[int]
     output: Path | None
     record: dict[str, Any] = field(repr=False)
+    budget_s: float | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the method learned from the movie."""
+        return self.method in (DEFAULT, CEILING) or (
+            self.method in METHODS and METHODS[self.method].needs_training
+        )
+
+    @property
+    def training_s(self) -> float | None:  # noqa: D102
+        return self.record.get("training_s")
+
+    @property
+    def frame_s(self) -> float | None:  # noqa: D102
+        return self.record.get("frame_s")
+
+    @property
+    def gflop(self) -> float | None:  # noqa: D102
+        return self.record.get("gflop")
+
+    @property
+    def cores(self) -> float | None:  # noqa: D102
+        cpu, seconds = self.record.get("cpu_s"), self.seconds
+        return cpu / seconds if cpu is not None and seconds else None
 
 
 @dataclass(frozen=True)
@@ -114,7 +142,6 @@ def run(
     seed: int = 0,
     seeds: int = 1,
     frames_in: Sequence[int] = (),
-    ceiling: bool = False,
     halves: bool = False,
     device: str = "cpu",
     limit_s: float = 7200.0,
@@ -131,27 +158,28 @@ def run(
     movies
         Folders that ``shine simulate`` wrote (noisy.tif, and truth.tif to compare with), names of
         scenes to simulate now, or movie files without a truth. These are judged without a
-        reference: the SNR between neighbouring frames, and the picture left in the residual.
+        reference: the SNR between neighbouring frames, the picture left in the residual, and the
+        estimated error (of the default job, and of methods that learn nothing).
     methods
-        Comma-separated names of `shine_em.baselines.METHODS`, or "all".
+        Comma-separated names of `shine_em.baselines.METHODS`, or "all" for all of these; "default"
+        for all that `shine_em.denoise` does; "supervised" for the ceiling, the lean backbone taught
+        the truth (`shine_em.baselines.supervised`). With a time budget of its own a name may come
+        several times: "default@60s,default@5min,supervised@20min".
     out
         Folder for everything; made where it does not exist. One with an earlier benchmark is gone
         on with.
     time_budget_s
-        Seconds that each method may train; denoising comes on top. None for the methods' own
-        schedules.
+        For names without one of their own: seconds that a method may train, denoising comes on
+        top; the whole job for "default"; a limit for "supervised". None for their own schedules.
     hole
         Blind spot for the methods whose name does not fix it; None to take it from the noise.
     frames, size
         Of scenes simulated now: number of frames, and their side in pixels.
     seed, seeds
-        First seed, and with how many different ones what is random is repeated; scenes are
-        simulated with the first.
+        First seed, and with how many different ones what is random is repeated (the ceiling is
+        not); scenes are simulated with the first.
     frames_in
         Numbers of input frames to compare as in the paper's fig. S8, for `paper` and `lean`.
-    ceiling
-        Also train the lean backbone on the truth (see `shine_em.baselines.supervised`), for at
-        most ten times the time budget.
     halves
         For movies without a truth: also denoise even and odd frames as two movies, and give the
         SNR between them. It takes twice the time on top.
@@ -170,18 +198,18 @@ def run(
         If a movie or a method is unknown, or the folder holds something else. A method that fails
         does not raise: it is listed as failed, with its reason, and tried again next time.
     """
-    chosen = pick(methods)
+    chosen = choose(methods, time_budget_s)
     _check(time_budget_s, seeds, frames_in, chosen, limit_s)
     folder = _prepared(Path(out))
     tell = progress or (lambda _what, _stage, _fraction: None)
     cases = find_movies(movies, folder, frames=frames, size=size, seed=seed, tell=tell)
-    common = {"time_budget_s": time_budget_s, "hole": hole, "device": device, "halves": halves}
+    common = {"hole": hole, "device": device, "halves": halves}
     files = [folder / "results.md", folder / "results.csv"]
     outcomes: list[Outcome] = []
     for case in cases:
         place = folder / "results" / case.name
         place.mkdir(parents=True, exist_ok=True)
-        tasks = list(_tasks(case, place, chosen, common, seed, seeds, frames_in, ceiling))
+        tasks = list(_tasks(case, place, chosen, common, seed, seeds, frames_in))
         for task in tasks:
             _done(task, limit_s, partial(tell, task["label"]))
         outcomes += [_outcome(case, task) for task in tasks if task["kind"] != "noise"]
@@ -201,7 +229,7 @@ def _check(
     budget: float | None,
     seeds: int,
     frames_in: Sequence[int],
-    methods: Sequence[Method],
+    methods: Sequence[Contender],
     limit: float,
 ) -> None:
     if budget is not None and not 0 < budget < float("inf"):
@@ -214,7 +242,7 @@ def _check(
         raise ShineError(
             f"frames_in must be odd numbers, as in 1,3,5,7, not {','.join(map(str, frames_in))}."
         )
-    if frames_in and not any(m.home.startswith("shine:") for m in methods):
+    if frames_in and not any(c.method.home.startswith("shine:") for c in methods):
         raise ShineError("frames_in is for the methods paper and lean: add one.")
 
 
@@ -235,17 +263,17 @@ def _prepared(folder: Path) -> Path:
 def _tasks(
     case: Case,
     place: Path,
-    methods: Sequence[Method],
+    contenders: Sequence[Contender],
     common: dict[str, Any],
     seed: int,
     seeds: int,
     frames_in: Sequence[int],
-    ceiling: bool,
 ) -> Iterable[dict[str, Any]]:
     """Yield what is to be done with a movie, the noise statistics first."""
     base = {
         "noisy": str(case.noisy), "truth": case.truth and str(case.truth), "noise": None,
-        "output": None, "seed": seed, "frames_in": None, "title": "", **common,
+        "output": None, "seed": seed, "frames_in": None, "time_budget_s": None, "title": "",
+        **common,
     }  # fmt: skip
     version = metadata.version("shine-em")
 
@@ -263,8 +291,13 @@ def _tasks(
     noise = str(place / "noise.json")
     judged = ("halves",) if case.truth is None else ()
     yield task("raw", RAW, *judged, title="noisy")
-    for method in methods:
-        matters = ("hole", "device", *judged)
+    for contender in contenders:
+        if contender.kind == "ceiling" and case.truth is None:
+            continue
+        method = contender.method
+        matters = ("device", *judged)
+        if contender.kind != "ceiling":
+            matters += ("hole",)
         if method.needs_training or method.hurries:
             matters += ("time_budget_s",)
         if method.needs_training:
@@ -272,22 +305,16 @@ def _tasks(
         ours = method.home.startswith("shine:")
         widths = [None if n == 5 else n for n in frames_in] if ours and frames_in else []
         for width in dict.fromkeys((None, *widths)):
-            for k in range(seeds if method.needs_training else 1):
-                stem = method.name + (f"-{width}frames" if width else "")
+            for k in range(seeds if contender.repeated else 1):
+                stem = contender.stem + (f"-{width}frames" if width else "")
                 stem += f"-seed{seed + k}" if k else ""
-                title = method.title + (f", {width} frames" if width else "")
+                title = contender.title + (f", {width} frames" if width else "")
                 made = task(
-                    "method", stem, *matters, title=title, noise=noise, seed=seed + k,
+                    contender.kind, stem, *matters, title=title, noise=noise, seed=seed + k,
                     frames_in=width, output=str(place / f"{stem}.tif"),
+                    time_budget_s=contender.budget_s,
                 )  # fmt: skip
                 yield made | {"method": method.name}
-    if ceiling and case.truth is not None:
-        budget = common["time_budget_s"]
-        yield task(
-            "ceiling", CEILING, "time_budget_s", "seed", "device", title="supervised on the truth",
-            output=str(place / f"{CEILING}.tif"),
-            time_budget_s=None if budget is None else 10 * budget,
-        )  # fmt: skip
 
 
 def _stored(task: dict[str, Any]) -> dict[str, Any] | None:
@@ -354,7 +381,7 @@ def _outcome(case: Case, task: dict[str, Any]) -> Outcome:
         case.name, task["method"], task["title"], task["seed"], task["frames_in"],
         record["status"], record.get("reason", ""), record.get("seconds"), record.get("peak_mb"),
         record.get("gpu_peak_mb"), record.get("scores", {}), record.get("frames", []),
-        Path(task["output"]) if done and task["output"] else None, record,
+        Path(task["output"]) if done and task["output"] else None, record, task["time_budget_s"],
     )  # fmt: skip
 
 

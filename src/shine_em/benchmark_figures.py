@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .benchmark_methods import CEILING, DEFAULT
 from .benchmark_tables import grouped, mean
 from .errors import ShineError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from .benchmark import Outcome
 
-__all__ = ["draw", "plot_ceiling", "plot_input_frames", "plot_panels", "plot_scores"]
+__all__ = ["draw", "plot_ceiling", "plot_input_frames", "plot_panels", "plot_scores", "plot_time"]
 
 _INK, _OURS, _RIVAL, _FAINT = "#222222", "#c2410c", "#94a3b8", "#64748b"
 _COLUMNS = 6  # pictures side by side
@@ -75,6 +76,8 @@ def draw(outcomes: Sequence[Outcome], sources: Sources, folder: Path) -> list[Pa
                 made[f"ceiling-{movie}"] = plot_ceiling(o)
     if any(o.frames_in for o in outcomes):
         made["input-frames"] = plot_input_frames(outcomes)
+    if any(o.trained and o.scores for o in outcomes):
+        made["time-quality"] = plot_time(outcomes)
     paths = []
     for name, figure in made.items():
         path = folder / f"{name}.png"
@@ -217,6 +220,62 @@ def plot_scores(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
+def plot_time(outcomes: Sequence[Outcome]) -> Figure:
+    """Return quality against training time, a panel per movie.
+
+    Methods that learn nothing and the supervised ceiling are lines; bars are the standard deviation
+    over seeds. Quality is the PSNR (affine), for movies without a truth the SNR of the halves
+    or, where these were not denoised, of neighbours.
+    """
+    from matplotlib.figure import Figure
+
+    movies = grouped(outcomes)
+    columns = min(3, len(movies))
+    rows = -(-len(movies) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for unused in axes.ravel()[len(movies) :]:
+        unused.axis("off")
+    named = list(dict.fromkeys(o.method for o in outcomes if o.trained and o.method != CEILING))
+    for axis, (movie, methods) in zip(axes.ravel(), movies.items(), strict=False):
+        every = [o for group in methods.values() for o in group if o.scores and not o.frames_in]
+        score = next(
+            (n for n in ("psnr_affine", "snr_halves") if any(n in o.scores for o in every)),
+            "snr_neighbours",
+        )
+        every = [o for o in every if score in o.scores]
+        still = [o for o in every if not o.trained]
+        for k, o in enumerate(still):
+            shade = 0.25 + 0.5 * k / max(1, len(still) - 1)
+            axis.axhline(mean(o.scores[score]), color=str(shade), lw=0.9, ls=":")
+            axis.annotate(
+                o.title, (1, mean(o.scores[score])), xycoords=("axes fraction", "data"),
+                ha="right", va="bottom", fontsize=6.5, color=str(shade),
+            )  # fmt: skip
+        for method in named:
+            points = []
+            for title in dict.fromkeys(o.title for o in every if o.method == method):
+                group = [o for o in every if o.title == title]
+                values = [mean(o.scores[score]) for o in group]
+                seconds = mean([o.seconds if o.training_s is None else o.training_s for o in group])
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                points.append((seconds, float(np.mean(values)), spread))
+            if points:
+                x, y, bar = np.array(sorted(points)).T
+                style = f"C{named.index(method)}"
+                axis.errorbar(
+                    x, y, yerr=bar, marker="o", ms=5, capsize=3, label=method, color=style
+                )
+        for o in every:
+            if o.method == CEILING:
+                axis.axhline(mean(o.scores[score]), color=_INK, lw=1.4, label="ceiling")
+        axis.set(xscale="log", title=movie, xlabel="training, s", ylabel=_LABELS[score])
+        axis.grid(alpha=0.2)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=7.5, loc="best")
+    return figure
+
+
 def plot_input_frames(outcomes: Sequence[Outcome]) -> Figure:
     """Return quality and time against the number of input frames (paper, fig. S8)."""
     from matplotlib.figure import Figure
@@ -346,4 +405,6 @@ def _heatmap(axis: Any, correlation: np.ndarray, hole: tuple[int, int], what: st
 def _home(outcome: Outcome) -> str:
     from .baselines import METHODS
 
+    if outcome.method == DEFAULT:
+        return "shine:default"
     return METHODS[outcome.method].home if outcome.method in METHODS else ""

@@ -12,7 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     from .benchmark import Outcome
 
-__all__ = ["csv_text", "grouped", "markdown_text", "mean"]
+from .benchmark_methods import CEILING, RAW
+
+__all__ = ["below_ceiling", "csv_text", "grouped", "markdown_text", "mean"]
 
 _COLUMNS = {
     "psnr_affine": ("PSNR affine, dB", 2),
@@ -22,6 +24,13 @@ _COLUMNS = {
     "ssim_minmax": ("SSIM min–max", 3),
     "snr_neighbours": ("SNR of neighbours, dB", 2),
     "snr_halves": ("SNR of halves, dB", 2),
+}
+_COSTS = {
+    "training_s": ("training, s", 1),
+    "frame_s": ("s per frame", 3),
+    "gflop": ("GFLOP per frame", 1),
+    "seconds": ("all, s", 1),
+    "cores": ("cores got", 2),
 }
 
 
@@ -37,6 +46,24 @@ def grouped(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
     for o in outcomes:
         found.setdefault(o.movie, {}).setdefault(o.title, []).append(o)
     return found
+
+
+def below_ceiling(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
+    """Return how many dB of PSNR (affine) a result lies below the supervised ceiling.
+
+    The mean over the frames that the ceiling was not taught, for both. None where there is no
+    ceiling for the movie, or it is the outcome itself.
+    """
+    for ceiling in outcomes:
+        if ceiling.method == CEILING != outcome.method and ceiling.movie == outcome.movie:
+            best, mine = (
+                dict(zip(o.frames, o.scores.get("psnr_affine", []), strict=False))
+                for o in (ceiling, outcome)
+            )
+            pairs = [(best[t], mine.get(t)) for t in best]
+            known = [a - b for a, b in pairs if a is not None and b is not None]
+            return float(np.mean(known)) if known else None
+    return None
 
 
 def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
@@ -55,9 +82,14 @@ def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
     for movie, methods in grouped(outcomes).items():
         every = [o for group in methods.values() for o in group]
         names = [n for n in _COLUMNS if any(n in o.scores for o in every)]
+        gap = any(o.method == CEILING and o.status == "done" for o in every)
         leftover = any("residual" in o.record for o in every)
+        estimated = any("estimated" in o.record for o in every)
         head = ["method", *(_COLUMNS[n][0] for n in names)]
-        head += ["left in the residual"] * leftover + ["seconds", "peak memory, MB"]
+        head += ["below the ceiling, dB"] * gap
+        head += ["left in the residual"] * leftover
+        head += ["estimated error / noise variance"] * estimated
+        head += [*(words for words, _ in _COSTS.values()), "peak memory, MB"]
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         notes = []
         for title, group in methods.items():
@@ -71,9 +103,16 @@ def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
                 continue
             cells = [_spread([mean(o.scores.get(n, [])) for o in good], _COLUMNS[n][1])
                      for n in names]  # fmt: skip
+            if gap:
+                cells.append(_spread([below_ceiling(o, every) for o in good], 2))
             if leftover:
                 cells.append(_leftover(good[0]))
-            cells.append(_spread([o.seconds for o in good], 1))
+            if estimated:
+                cells.append(_estimated(good))
+            for cost, (_, digits) in _COSTS.items():
+                blank = cost == "training_s" and not good[0].trained
+                blank |= good[0].method == RAW
+                cells.append("" if blank else _spread([getattr(o, cost) for o in good], digits))
             cells.append(_spread([o.gpu_peak_mb or o.peak_mb for o in good], 0))
             lines.append([title, *cells])
             if "did" in good[0].record:
@@ -98,8 +137,8 @@ def csv_text(outcomes: Sequence[Outcome]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["movie", "method", "title", "seed", "frames_in", "status", "reason", "frames_scored",
-         *(part for n in names for part in (n, f"{n}_sd")), "residual_leftover", "seconds",
-         "peak_mb", "gpu_peak_mb"]
+         *(part for n in names for part in (n, f"{n}_sd")), "below_ceiling", "residual_leftover",
+         "estimated_error", "budget_s", *_COSTS, "peak_mb", "gpu_peak_mb"]
     )  # fmt: skip
     for o in outcomes:
         numbers: list[object] = []
@@ -108,8 +147,10 @@ def csv_text(outcomes: Sequence[Outcome]) -> str:
             numbers += [round(float(f(known)), 5) if known else "" for f in (np.mean, np.std)]
         writer.writerow(
             [o.movie, o.method, o.title, o.seed, o.frames_in or "", o.status, o.reason,
-             len(o.frames), *numbers, o.record.get("residual", {}).get("leftover", ""),
-             *("" if v is None else round(v, 2) for v in (o.seconds, o.peak_mb, o.gpu_peak_mb))]
+             len(o.frames), *numbers, _cell(below_ceiling(o, outcomes)),
+             o.record.get("residual", {}).get("leftover", ""),
+             _cell(o.record.get("estimated", [None])[0]), _cell(o.budget_s),
+             *(_cell(getattr(o, cost)) for cost in _COSTS), _cell(o.peak_mb), _cell(o.gpu_peak_mb)]
         )  # fmt: skip
     return out.getvalue()
 
@@ -120,6 +161,18 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
         return ""
     text = f"{np.mean(known):.{digits}f}"
     return f"{text} ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else text
+
+
+def _cell(value: float | None) -> object:
+    return "" if value is None else round(value, 5)
+
+
+def _estimated(outcomes: Sequence[Outcome]) -> str:
+    """Return the estimated error, with its spread over seeds or else its standard error."""
+    found = [o.record["estimated"] for o in outcomes if "estimated" in o.record]
+    if len(found) == 1:
+        return "{:.4f} ± {:.4f}".format(*found[0])
+    return _spread([value for value, _ in found], 4)
 
 
 def _leftover(outcome: Outcome) -> str:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .benchmark_meter import Meter
 from .errors import ShineError
 from .movie import Movie
+
+if TYPE_CHECKING:
+    from .error_estimate import ErrorEstimate
+    from .noise import NoiseStatistics
 
 __all__ = ["SCORES", "measure_noise", "own_peak_memory", "score", "work", "write_json"]
 
@@ -34,8 +38,8 @@ def work(task: dict[str, Any], channel: Any) -> None:
     Parameters
     ----------
     task
-        Plain values: "kind" ("noise", "method", "ceiling" or "raw"), "noisy", "truth" (path or
-        None), "noise" (path or None), "answer" (where the result goes), "output" (the denoised
+        Plain values: "kind" ("noise", "method", "job", "ceiling" or "raw"), "noisy", "truth" (path
+        or None), "noise" (path or None), "answer" (where the result goes), "output" (the denoised
         movie, or None), "settings" (kept in the result), and for methods "method", "hole",
         "time_budget_s", "seed", "frames_in", "device" and "halves".
     channel
@@ -86,10 +90,9 @@ def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     from .io import read, write
 
     noisy = read(task["noisy"])
-    begun = time.monotonic()
-    clean = noisy if task["kind"] == "raw" else _denoise(noisy, task, tell)
-    result["seconds"] = time.monotonic() - begun
-    result |= own_peak_memory()
+    with Meter(len(noisy), tell) as meter:
+        clean = noisy if task["kind"] == "raw" else _denoise(noisy, task, meter, result)
+    result |= meter.cost() | own_peak_memory()
     if task["kind"] != "raw" and clean.history:
         result["did"] = clean.history[-1]
     if task["output"] is not None:
@@ -97,22 +100,74 @@ def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     tell("scoring", 0.0)
     truth = None if task["truth"] is None else read(task["truth"])
     result |= score(clean, noisy, truth)
-    if task["halves"] and truth is None:
-        result["scores"]["snr_halves"] = _halves_snr(noisy, task, tell)
+    if truth is None:
+        if "estimated" not in result:
+            result |= _estimated(noisy, clean, task)
+        if task["halves"]:
+            result["scores"]["snr_halves"] = _halves_snr(noisy, task, tell)
 
 
-def _denoise(noisy: Movie, task: dict[str, Any], tell: Tell) -> Movie:
-    from .baselines import METHODS
+def _job(noisy: Movie, task: dict[str, Any], result: dict[str, Any], tell: Tell) -> Movie:
+    """Denoise as `shine denoise` does, the time budget being that of the whole job."""
+    from .job import denoise
+
+    done = denoise(
+        noisy, time_budget=task["time_budget_s"], seed=task["seed"], device=task["device"],
+        hole=task["hole"] and tuple(task["hole"]),
+        progress=lambda e: tell(e.stage, e.done / e.total if e.total else 0.0),
+    )  # fmt: skip
+    result["by"] = done.denoised_by
+    if done.error is not None:
+        result["estimated"] = _ratio(done.error)
+    return done.movie
+
+
+def _measured_noise(task: dict[str, Any]) -> NoiseStatistics | None:
     from .noise import NoiseStatistics
 
-    noise = None
-    if task["noise"] is not None:
-        found = json.loads(Path(task["noise"]).read_text("utf-8"))
-        if found["status"] == "done":  # else a method that needs them says what is wrong itself
-            noise = NoiseStatistics.from_dict(found["noise"])
+    if task["noise"] is None:
+        return None
+    found = json.loads(Path(task["noise"]).read_text("utf-8"))
+    # Without noise statistics a method that needs them says what is wrong itself.
+    return NoiseStatistics.from_dict(found["noise"]) if found["status"] == "done" else None
+
+
+def _estimated(noisy: Movie, clean: Movie, task: dict[str, Any]) -> dict[str, Any]:
+    """Estimate the error of a method that learns nothing; see `shine_em.error_estimate`."""
+    from .baselines import METHODS
+    from .doctor import check
+    from .error_estimate import ErrorEstimator
+    from .patches import Normalisation
+
+    noise = _measured_noise(task)
+    if task["kind"] == "raw" or noise is None or not noise.sigma > 0:
+        return {}
+    if METHODS[task["method"]].needs_training:
+        return {}
+    health = check(noisy)
+    estimator = ErrorEstimator(noisy, health, noise, Normalisation.of(health))
+
+    def method(movie: Movie) -> Movie:
+        return clean if movie is noisy else _denoise(movie, task, lambda _stage, _fraction: None)
+
+    return {"estimated": _ratio(estimator.measure_method(method))}
+
+
+def _ratio(error: ErrorEstimate) -> list[float]:
+    """Return an estimated error and its standard error in units of the noise variance."""
+    return [error.mse / error.noise_variance, error.standard_error / error.noise_variance]
+
+
+def _denoise(
+    noisy: Movie, task: dict[str, Any], tell: Tell, result: dict[str, Any] | None = None
+) -> Movie:
+    from .baselines import METHODS
+
+    if task["kind"] == "job":
+        return _job(noisy, task, {} if result is None else result, tell)
     how: dict[str, Any] = {
-        "noise": noise, "time_budget_s": task["time_budget_s"], "seed": task["seed"],
-        "device": task["device"], "progress": tell,
+        "noise": _measured_noise(task), "time_budget_s": task["time_budget_s"],
+        "seed": task["seed"], "device": task["device"], "progress": tell,
     }  # fmt: skip
     method = METHODS[task["method"]]
     if task["frames_in"] is None:
@@ -145,13 +200,12 @@ def _ceiling(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     from .io import read, write
 
     noisy, truth = read(task["noisy"]), read(task["truth"])
-    begun = time.monotonic()
-    ceiling = supervised(
-        noisy, truth, time_limit_s=task["time_budget_s"], seed=task["seed"], device=task["device"],
-        progress=tell,
-    )  # fmt: skip
-    result["seconds"] = time.monotonic() - begun
-    result |= own_peak_memory()
+    with Meter(len(noisy), tell) as meter:
+        ceiling = supervised(
+            noisy, truth, time_limit_s=task["time_budget_s"], seed=task["seed"],
+            device=task["device"], progress=meter,
+        )  # fmt: skip
+    result |= meter.cost() | own_peak_memory()
     write(ceiling.movie, task["output"], overwrite=True)
     tell("scoring", 0.0)
     held = ceiling.held_out

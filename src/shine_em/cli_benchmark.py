@@ -39,14 +39,19 @@ def benchmark(
     ],
     methods: Annotated[
         str,
-        Parameter(group=WHAT, help=f"Names with commas, or `all`: {', '.join(METHODS)}."),
+        Parameter(
+            group=WHAT,
+            help=f"Names with commas, or `all`: {', '.join(METHODS)}. Also `default`, all that "
+            "`shine denoise` does, and `supervised`, the network taught the truth itself: what it "
+            "can do. Each with a time budget of its own if you like: `default@60s,default@5min`.",
+        ),
     ] = "all",
     time_budget: Annotated[
         str | None,
         Parameter(
             group=HOW,
-            help="Training time of each method, as `60s`, or `none` for its own schedule; "
-            "denoising comes on top (default: 60s).",
+            help="Training time of methods named without one, as `60s`, or `none` for their own "
+            "schedules; denoising comes on top (default: 60s).",
         ),
     ] = None,
     hole: Annotated[
@@ -67,12 +72,6 @@ def benchmark(
         str | None,
         Parameter(group=WHAT, help="Also compare numbers of input frames, as `1,3,5,7` (fig. S8)."),
     ] = None,
-    ceiling: Annotated[
-        bool,
-        Parameter(
-            group=WHAT, negative="", help="Also train on the truth itself: what the network can do."
-        ),
-    ] = False,
     halves: Annotated[
         bool,
         Parameter(
@@ -127,7 +126,7 @@ def benchmark(
                 hole=None if hole is None else parse_hole(hole),
                 frames=(QUICK["frames"] if quick else 100) if frames is None else frames,
                 size=(QUICK["size"] if quick else 512) if size is None else size,
-                seed=seed, seeds=seeds, frames_in=_numbers(frames_in), ceiling=ceiling,
+                seed=seed, seeds=seeds, frames_in=_numbers(frames_in),
                 halves=halves, device=device, limit_s=parse_duration(limit), figures=figures,
                 progress=show,
             )  # fmt: skip
