@@ -148,12 +148,19 @@ def test_errors_name_options_and_leave_plain_words_alone() -> None:
         assert str(named_by_option(ShineError(text), options)) == expected
 
 
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from shine_em.cli import main; main()"
+)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_keeps_the_finished_frames_and_the_same_command_goes_on(tmp_path: Path) -> None:
     # Many frames, one at a time: the interruption falls between the first and the last.
     command = [
-        sys.executable, "-c", "from shine_em.cli import main; main()", "simulate", "au-growth",
-        "--frames", "40", "--size", "256", "--workers", "1", "-o", "out",
+        sys.executable, "-c", INTERRUPTIBLE, "simulate", "au-growth", "--frames", "40",
+        "--size", "256", "--workers", "1", "-o", "out",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
