@@ -23,6 +23,7 @@ from .cli_options import (
     Device,
     Ensemble,
     File,
+    FineTune,
     Frames,
     FrameTime,
     HoleText,
@@ -118,8 +119,9 @@ def denoise(
     precision: Precision = "auto",
     model: Annotated[
         Path | None,
-        Parameter("--model", group=HOW, help="Use this trained model, do not train."),
+        Parameter("--model", group=HOW, help="Use this trained model as it is, do not train."),
     ] = None,
+    fine_tune: FineTune = False,
     resume: Annotated[
         Path | None,
         Parameter("--resume", group=HOW, help="Go on training this interrupted model."),
@@ -140,13 +142,20 @@ def denoise(
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
         ensemble=ensemble, register=register, student=student, seed=seed, device=device,
-        precision=precision,
+        precision=precision, fine_tune=fine_tune,
     )  # fmt: skip
-    if model is not None and resume is not None:
-        raise ShineError("--model uses a model as it is, --resume trains it further: give one.")
-    if model is not None and (steps, time_budget, hole, register) != (None, None, None, "auto"):
+    if resume is not None and (model is not None or fine_tune):
         raise ShineError(
-            "--model does not train: leave out --steps, --time-budget, --hole and --register."
+            "--resume goes on training an interrupted model of this movie, --model takes the model "
+            "of another: give one."
+        )
+    if fine_tune and model is None:
+        raise ShineError("--fine-tune trains a model further: say which one, with --model.")
+    trains = (steps, time_budget, hole, register) != (None, None, None, "auto")
+    if model is not None and trains and not fine_tune:
+        raise ShineError(
+            "--model alone does not train: add --fine-tune to train it further on this movie, or "
+            "leave out --steps, --time-budget, --hole and --register."
         )
     source = _source(file)
     outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
@@ -367,7 +376,7 @@ def _again(option: str, path: Path) -> str:
         if name in ("--steps", "--time-budget", "--hole", "--model", "--resume"):
             if not value:
                 next(words, None)
-        else:
+        elif word != "--fine-tune":
             kept.append(word)
     return shlex.join(["shine", *kept, option, str(path)])
 

@@ -71,6 +71,16 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     Parameter("--precision", group=HOW, help="`auto` takes the fastest that the device has."),
 ]
+FineTune = Annotated[
+    bool,
+    Parameter(
+        "--fine-tune",
+        group=HOW,
+        negative="",
+        help="Train the `--model` further on this movie (by default for a fifth of the usual "
+        "time), instead of using it as it is.",
+    ),
+]
 Register = Annotated[
     Literal["auto", "always", "never"],
     Parameter(

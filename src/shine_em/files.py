@@ -150,7 +150,8 @@ def denoise_file(
         result.model.save(outputs.model, overwrite=overwrite)
     if outputs.report is not None:
         tell(Event("writing the report", 0, 1))
-        data = report_data(movie, result, outputs, began, trained=model is None)
+        trained = model is None or options.fine_tune
+        data = report_data(movie, result, outputs, began, trained=trained)
         write_report(outputs.report, data, overwrite=overwrite)
     if outputs.video is not None:
         from .video import write_side_by_side
@@ -177,9 +178,11 @@ def _keep_input(movie: Movie, outputs: Outputs) -> None:
 
 
 def _planned(options: Options, model: Model | None) -> str:
-    if model is not None:
+    if model is not None and not options.fine_tune:
         return history(model)
     how = f"{options.steps} steps" if options.steps else "trained on itself"
+    if options.fine_tune:
+        how += ", begun from another movie's model"
     if options.student == "always":
         how += ", a student in one pass where that is as good"
     return (

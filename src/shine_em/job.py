@@ -31,6 +31,7 @@ from .registration import Drift
 from .reserve import REPORT_S, distilling_s, duration_text, reserve
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
+from .warm_start import ORIGIN, beginning, fine_tuning_s
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
 
@@ -123,7 +124,8 @@ def denoise(
     movie
         The movie, a ``(t, y, x)`` array, or the name of a file.
     model
-        A trained model to use as it is, instead of training one.
+        A trained model to use as it is, instead of training one; with ``fine_tune=True`` one to
+        begin training with.
     progress
         Called with an `Event` as the job goes on.
     **options
@@ -168,7 +170,8 @@ def history(model: Model) -> str:
         f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot "
         f"{weighted(model)}{', repeated by a student in one pass' if model.student else ''}, "
         f"{model.state.best_step} steps, seed {model.state.settings.seed}"
-        f"{', neighbours registered' if model.state.settings.registered else ''})"
+        f"{', neighbours registered' if model.state.settings.registered else ''}"
+        f"{', fine-tuned' if ORIGIN in model.provenance else ''})"
     )
 
 
@@ -202,7 +205,7 @@ def run(
     options
         See `Options`.
     model
-        A trained model to use as it is.
+        A trained model to use as it is, or to begin training with (``options.fine_tune``).
     resume
         An interrupted model, to be trained to its end first.
     started
@@ -214,11 +217,12 @@ def run(
     """
     tell = progress or (lambda _event: None)
     keep_freed_memory()
+    start, model = (model, None) if options.fine_tune else (None, model)
     clock = _Clock(started, None if model is not None else _budget(options, resume))
     plan = prepare(movie, options, model=model or resume, progress=tell)
     trained_here = model is None
     if model is None:
-        model, plan = _fit(movie, plan, options, resume, clock, writing_s, tell)
+        model, plan = _fit(movie, plan, options, resume, start, clock, writing_s, tell)
     else:
         plan = replace(plan, warnings=plan.warnings + _misfit(movie, plan, model))
     try:
@@ -291,7 +295,7 @@ def train_model(
     keep_freed_memory()
     clock = _Clock(started, _budget(options, resume))
     plan = prepare(movie, options, model=resume, progress=tell)
-    model, plan = _fit(movie, plan, options, resume, clock, None, tell)
+    model, plan = _fit(movie, plan, options, resume, None, clock, None, tell)
     try:
         model, plan, _ = _one_pass(movie, plan, options, model, clock, tell)
     except KeyboardInterrupt:
@@ -309,6 +313,7 @@ def _fit(
     plan: Plan,
     options: Options,
     resume: Model | None,
+    start: Model | None,
     clock: _Clock,
     writing_s: float | None,
     tell: Listener,
@@ -316,6 +321,7 @@ def _fit(
     """Train, within what the budget leaves beside inference."""
     if resume is not None:
         plan = replace(plan, candidates=holes_to_try(options, plan.settings))
+    weights, plan, origin = beginning(plan, options, model=start, resume=resume, name=movie.name)
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     normalisation = resume.normalisation if resume else Normalisation.of(plan.health)
@@ -338,6 +344,8 @@ def _fit(
                 precision=precision, writing_s=writing_s,
             )  # fmt: skip
         seconds = clock.budget - clock.spent() - kept
+        if start is not None:
+            seconds = fine_tuning_s(seconds, options)
         if seconds <= 0:
             raise ShineError(
                 f"The time budget of {duration_text(clock.budget)} was used up before training "
@@ -355,13 +363,14 @@ def _fit(
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=seconds, device=device, precision=precision,
-        resume=resume.state if resume else None, progress=listen,
+        resume=resume.state if resume else None, start_from=weights, progress=listen,
     )  # fmt: skip
     model = Model(
         state, normalisation, plan.holes, 0.0, plan.noise.to_dict(),
         {
-            **versions(), "seed": state.settings.seed, "input": str(movie.source or movie.name),
-            "input_hash": fingerprint, "device": str(device), "precision": precision,
+            **versions(), **origin, "seed": state.settings.seed,
+            "input": str(movie.source or movie.name), "input_hash": fingerprint,
+            "device": str(device), "precision": precision,
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )  # fmt: skip

@@ -63,6 +63,9 @@ class Options:
         Let a student, distilled from the trained ensemble, denoise in one fast pass: "auto" where
         the time budget has no room for the ensemble, "always", or "never". It is used only where
         its estimated error is no larger than that of what it stands in for.
+    fine_tune
+        Train the model that is given further on this movie, instead of using it as it is; where
+        neither ``time_budget`` nor ``steps`` is given, for a fifth of the usual training time.
     register
         Displace the neighbours in a window by the scene's drift: "auto" where that brings them
         closer to each other, "always", or "never".
@@ -80,6 +83,7 @@ class Options:
     tile: int | None = None
     register: str = "auto"
     student: str = "auto"
+    fine_tune: bool = False
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

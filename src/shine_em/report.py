@@ -158,8 +158,7 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
         + "".join(f", {c}" for c in calibration)
         + ") was denoised with shine-em"
         + (f" {version}" if version else "")
-        + ", a self-supervised blind-spot network that is trained on the noisy movie alone, after "
-        f"SHINE ({PAPER}).",
+        + f", a self-supervised blind-spot network, {_taught_by(report)}, after SHINE ({PAPER}).",
     ]
     reach = noise.difference_correlation.shape[0] // 2
     neighbour = (
@@ -197,6 +196,11 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
             f"{len(report.halves_snr['frames'])} frames)."
         )
     return " ".join(text)
+
+
+def _taught_by(report: ReportData) -> str:
+    origin = report.provenance.get("fine-tuned from")
+    return f"fine-tuned from {origin}" if origin else "trained on the noisy movie alone"
 
 
 def _training_sentence(training: Mapping[str, Any]) -> str:

@@ -1,0 +1,128 @@
+"""Training that does not begin from nothing: a model of another movie, fine-tuned on this one.
+
+The weights alone are taken over. What a movie's own statistics decide (check, normalisation,
+noise, hole, ensemble, offset) is measured on the new movie, and the optimiser begins afresh.
+Measured in docs/warm_start.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from .checkpoint import Model
+from .errors import ShineError
+from .network import NetworkConfig
+from .planning import Options, Plan
+
+__all__ = ["FINE_TUNING_RATE", "FINE_TUNING_SHARE", "ORIGIN", "beginning", "fine_tuning_s"]
+
+# What a fine-tuned network needs of the training that one from nothing gets.
+FINE_TUNING_SHARE = 0.2
+# Its peak learning rate, as a share of that one's.
+FINE_TUNING_RATE = 1.0
+
+# Under which name a model's provenance tells what its training began with.
+ORIGIN = "fine-tuned from"
+
+
+def beginning(
+    plan: Plan, options: Options, *, model: Model | None, resume: Model | None, name: str
+) -> tuple[dict[str, Tensor] | None, Plan, dict[str, str]]:
+    """Return what training begins with.
+
+    Parameters
+    ----------
+    plan, options
+        What is to be done with this movie.
+    model
+        The model of another movie, to be fine-tuned.
+    resume
+        An interrupted model of this movie, to be trained on.
+    name
+        Of this movie, for errors.
+
+    Returns
+    -------
+    weights : dict or None
+        The weights to begin with; None for fresh ones, or those of ``resume``.
+    plan : Plan
+        With the recipe that suits such a beginning.
+    provenance : dict
+        What the new model's provenance is to tell of it.
+
+    Raises
+    ------
+    ShineError
+        If there is no model to fine-tune, or the network that this movie is to get has another
+        shape than the model's.
+    """
+    if resume is not None:
+        return None, plan, {k: v for k, v in resume.provenance.items() if k == ORIGIN}
+    if model is None:
+        if options.fine_tune:
+            raise ShineError("Fine-tuning trains a model further: say which one, with --model.")
+        return None, plan, {}
+    if reason := _misfit(model.config, plan.config):
+        raise ShineError(f"{name}: the model cannot be fine-tuned on this movie. {reason}")
+    usual = plan.settings
+    epochs = usual.epochs and max(1, round(FINE_TUNING_SHARE * usual.epochs))
+    settings = replace(usual, learning_rate=FINE_TUNING_RATE * usual.learning_rate, epochs=epochs)
+    origin = {ORIGIN: f"the model of {_movie_of(model)}"}
+    return model.state.best, replace(plan, settings=settings), origin
+
+
+def fine_tuning_s(seconds: float, options: Options) -> float:
+    """Return the seconds to fine-tune for, of those that training could have.
+
+    All of them where the user gave a time budget, else a fifth.
+    """
+    return seconds if options.time_budget is not None else FINE_TUNING_SHARE * seconds
+
+
+def _movie_of(model: Model) -> str:
+    """Return the name of the movie that a model was trained on, with the hash of its pixels."""
+    known = model.provenance
+    return f"{Path(known.get('input', 'unknown')).name} ({known.get('input_hash', 'no hash')})"
+
+
+def _misfit(old: NetworkConfig, new: NetworkConfig) -> str:
+    """Return why a network's weights cannot be used in another, and what to do; empty if they can.
+
+    A lean network's weights do not depend on the hole; the published one's neighbour branch does.
+    """
+    if old.kind != new.kind:
+        return f"It is a {old.kind} network: add --preset {old.kind}."
+    was, now = _blinded(old), _blinded(new)
+    if was != now:
+        return (
+            f"It blinds {_spoken(was)}, as its movie's noise asked for, this movie's noise asks to "
+            f"blind {_spoken(now)}: train from scratch, without --model."
+        )
+    if old.frames != new.frames:
+        beyond = 2 * max(was) if was and old.open_slots else 0
+        return (
+            f"It sees {old.frames} frames at a time, here {new.frames} were wanted: give --window "
+            f"{old.frames - beyond}, or train from scratch, without --model."
+        )
+    if old.kind == "paper" and old.paper_radius != new.paper_radius:
+        edge = 2 * old.paper_radius + 1
+        return (
+            f"Its neighbour branch was made for a hole of {edge}x{edge}: give --hole {edge}x{edge} "
+            "if this movie's noise allows it, or train from scratch, without --model."
+        )
+    if old.channels != new.channels:
+        return f"It has {old.channels} channels, not {new.channels}: train from scratch."
+    return ""
+
+
+def _blinded(config: NetworkConfig) -> tuple[int, ...]:
+    """Return the distances in time, in frames, at which a network's neighbours are blinded."""
+    lags = {abs(i - config.centre) for i in range(config.frames) if i not in config.open_slots}
+    return tuple(sorted(lags - {0}))
+
+
+def _spoken(lags: tuple[int, ...]) -> str:
+    return f"the neighbours ±{', ±'.join(map(str, lags))}" if lags else "no neighbour"

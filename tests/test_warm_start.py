@@ -1,0 +1,135 @@
+"""Training that begins with another movie's model: what is taken over, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import model, noisy, scene
+
+import shine_em as shine
+from shine_em.cli import main
+from shine_em.events import Event
+from shine_em.job import Interrupted, run
+from shine_em.planning import Options
+
+
+@pytest.fixture(scope="module")
+def old() -> shine.Model:
+    """Return a model of a movie taken with the same settings."""
+    return shine.denoise(noisy(seed=1), steps=50).model
+
+
+def distance(result: shine.Result, truth: np.ndarray) -> float:
+    return float(((np.asarray(result.movie.data) - truth) ** 2).mean())
+
+
+def test_fine_tuning_reaches_in_a_fifth_of_the_steps_what_training_from_nothing_does(old):
+    raw, truth = noisy(seed=2), scene(seed=2)
+    warm = shine.denoise(raw, model=old, fine_tune=True, steps=8)
+    assert distance(warm, truth) < 1.05 * distance(shine.denoise(raw, steps=40), truth)
+
+
+def test_everything_but_the_weights_is_the_new_movies(old):
+    """Another brightness: the old model used as it is would be far off."""
+    raw = 1000 + 5 * noisy(seed=2).astype(np.float32)
+    result = shine.denoise(raw, model=old, fine_tune=True, steps=6, hole=(3, 5))
+    assert result.model.normalisation.location == pytest.approx(raw.mean(), rel=1e-3)
+    assert result.model.hole == (3, 5)
+    assert result.model.state.step == 6
+    assert float(np.mean(result.movie.data)) == pytest.approx(float(raw.mean()), rel=0.005)
+    assert old.provenance["input_hash"] in result.model.provenance["fine-tuned from"]
+    assert "fine-tuned" in result.movie.history[-1]
+    assert not any("intensities" in w for w in result.warnings)
+
+
+def test_a_model_alone_is_used_as_it_is(old):
+    result = shine.denoise(noisy(seed=2), model=old)
+    assert result.model is old
+
+
+def test_an_interrupted_fine_tuning_is_resumed(old, tmp_path: Path):
+    raw = noisy(12, 48, 48, seed=3)
+
+    def stop(event: Event) -> None:
+        if event.stage == "training" and event.done == 4:
+            raise KeyboardInterrupt
+
+    how = {"steps": 9, "model": old, "fine_tune": True}
+    with pytest.raises(Interrupted) as caught:
+        shine.denoise(raw, progress=stop, **how)
+    kept = shine.Model.load(caught.value.model.save(tmp_path / "kept.safetensors"))
+    out: dict[int, np.ndarray] = {}
+    resumed = run(
+        shine.Movie.from_array(raw), out.__setitem__, options=Options(steps=9), resume=kept
+    )
+    whole = shine.denoise(raw, **how)
+    np.testing.assert_array_equal(np.stack([out[t] for t in range(12)]), whole.movie.data)
+    assert resumed.model.provenance["fine-tuned from"] == whole.model.provenance["fine-tuned from"]
+
+
+def test_fine_tuning_without_a_model_is_refused():
+    with pytest.raises(shine.ShineError, match="--model"):
+        shine.denoise(noisy(6, 32, 32), fine_tune=True, steps=4)
+
+
+@pytest.mark.parametrize(
+    ("other", "options", "advice"),
+    [
+        (model(frames=7, channels=16), {}, "--window 7"),
+        (model(frames=7, channels=16, blinded=(1,)), {}, "blinds the neighbours ±1"),
+        (model("paper", channels=64), {}, "--preset paper"),
+        (model("paper", channels=64, holes=[(5, 5)]), {"preset": "paper"}, "--hole 5x5"),
+        (model(channels=4), {}, "4 channels"),
+    ],
+)
+def test_a_network_of_another_shape_is_refused(other, options, advice):
+    with pytest.raises(shine.ShineError, match=advice):
+        shine.denoise(noisy(12, 48, 48), model=other, fine_tune=True, steps=2, **options)
+
+
+def test_a_window_as_wide_as_the_models_fits():
+    other = model(frames=7, channels=16)
+    result = shine.denoise(noisy(), model=other, fine_tune=True, steps=2, frames=7)
+    assert result.model.config.frames == 7
+
+
+def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_line_fine_tunes(old, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = shine.Movie.from_array(noisy(12, 48, 48, seed=3))
+    shine.write(raw, tmp_path / "movie.tif")
+    old.save(tmp_path / "old.safetensors")
+    given = ["denoise", "movie.tif", "--model", "old.safetensors"]
+    assert "add --fine-tune" in refused([*given, "--steps", "4"], capsys)
+    assert "--model" in refused(["denoise", "movie.tif", "--fine-tune"], capsys)
+    again = ["denoise", "movie.tif", "--resume", "old.safetensors", "--fine-tune"]
+    assert "give one" in refused(again, capsys)
+    with pytest.raises(SystemExit) as done:
+        main([*given, "--fine-tune", "--steps", "4", "--keep-model"])
+    assert not done.value.code
+    made = shine.Model.load(tmp_path / "movie_model.safetensors")
+    assert made.state.step == 4
+    assert old.provenance["input_hash"] in made.provenance["fine-tuned from"]
+    assert "fine-tuned from the model of" in (tmp_path / "movie_report.html").read_text("utf-8")
+
+
+def test_an_unlimited_recipe_is_shortened_to_a_fifth(old):
+    """The published recipe counts passes over the movie; fine-tuning needs fewer."""
+    from shine_em.planning import prepare
+    from shine_em.warm_start import beginning
+
+    plan = prepare(shine.Movie.from_array(noisy()), Options(preset="paper"))
+    paper = replace(old, state=replace(old.state, config=plan.config))
+    options = Options(preset="paper", fine_tune=True)
+    _, shorter, _ = beginning(plan, options, model=paper, resume=None, name="movie")
+    assert shorter.settings.epochs == plan.settings.epochs // 5
