@@ -14,7 +14,8 @@ import shine_em as shine
 from shine_em.cli import main
 from shine_em.events import Event
 from shine_em.job import Interrupted, run
-from shine_em.planning import Options
+from shine_em.planning import Options, prepare
+from shine_em.warm_start import beginning
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,10 @@ def test_a_network_of_another_shape_is_refused(other, options, advice):
 
 def test_a_window_as_wide_as_the_models_fits():
     other = model(frames=7, channels=16)
-    result = shine.denoise(noisy(), model=other, fine_tune=True, steps=2, frames=7)
-    assert result.model.config.frames == 7
+    options = Options(frames=7, fine_tune=True)
+    plan = prepare(shine.Movie.from_array(noisy()), options)
+    weights, _, _ = beginning(plan, options, model=other, resume=None, name="movie")
+    assert weights is other.state.best
 
 
 def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -125,9 +128,6 @@ def test_the_command_line_fine_tunes(old, tmp_path: Path, capsys, monkeypatch):
 
 def test_an_unlimited_recipe_is_shortened_to_a_fifth(old):
     """The published recipe counts passes over the movie; fine-tuning needs fewer."""
-    from shine_em.planning import prepare
-    from shine_em.warm_start import beginning
-
     plan = prepare(shine.Movie.from_array(noisy()), Options(preset="paper"))
     paper = replace(old, state=replace(old.state, config=plan.config))
     options = Options(preset="paper", fine_tune=True)
