@@ -54,6 +54,9 @@ class Model:
     student
         The network that repeats the ensemble in one pass, where one was made and found as good;
         it is what denoises then.
+    uncertainty
+        What makes an uncertainty map of it, as `shine_em.uncertainty.Calibration.to_dict` gives it;
+        None where none was asked for.
     """
 
     state: TrainedState
@@ -64,6 +67,7 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     student: Student | None = None
+    uncertainty: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -120,6 +124,7 @@ class Model:
             "holes": self.holes, "weights": self.weights, "offset": self.offset,
             "noise": self.noise, "provenance": self.provenance,
             "student": None if self.student is None else self.student.to_dict(),
+            "uncertainty": self.uncertainty,
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
         try:
@@ -203,6 +208,7 @@ class Model:
             dict(header["noise"]), dict(header["provenance"]),
             tuple(float(w) for w in header.get("weights", ())),  # older files: equal
             None if student is None else Student.from_dict(student, groups.get("student", {})),
+            header.get("uncertainty"),
         )  # fmt: skip
 
 

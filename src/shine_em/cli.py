@@ -38,6 +38,7 @@ from .cli_options import (
     Signed,
     Steps,
     Student,
+    Uncertainty,
     WindowFrames,
 )
 from .errors import ShineError
@@ -104,6 +105,7 @@ def denoise(
         bool,
         Parameter("--keep-model", group=RESULTS, negative="", help="Also write the trained model."),
     ] = False,
+    uncertainty: Uncertainty = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     time_budget: Budget = None,
@@ -158,7 +160,9 @@ def denoise(
             "leave out --steps, --time-budget, --hole and --register."
         )
     source = _source(file)
-    outputs = Outputs.beside(source, output=output, report=report, model=keep_model, video=mp4)
+    outputs = Outputs.beside(
+        source, output=output, report=report, model=keep_model, video=mp4, uncertainty=uncertainty
+    )
     if not overwrite:
         outputs.refuse_existing()
     trained = Model.load(model) if model else None

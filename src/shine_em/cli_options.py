@@ -99,6 +99,15 @@ Student = Annotated[
         "time budget has no room for the ensemble); used only if its estimated error is no larger.",
     ),
 ]
+Uncertainty = Annotated[
+    bool,
+    Parameter(
+        "--uncertainty",
+        group=RESULTS,
+        negative="",
+        help="Also write the standard error of every pixel (denoising takes twice as long).",
+    ),
+]
 Overwrite = Annotated[
     bool, Parameter("--overwrite", group=RESULTS, negative="", help="Replace existing results.")
 ]

@@ -18,7 +18,7 @@ from .network import Hole, LeanNetwork, PaperNetwork, build
 from .patches import Timeline, Window, cut
 from .student import StudentNetwork
 
-__all__ = ["Denoiser", "halves_snr", "mean_tolerance", "tiles"]
+__all__ = ["Denoiser", "halves_snr", "keep_mean", "mean_tolerance", "tiles"]
 
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
@@ -258,6 +258,32 @@ class _FrameCache:
 def mean_tolerance(mean: float, sigma: float) -> float:
     """Return how far a denoised frame's mean may lie from the raw one's: 0.5 % or 0.02 σ."""
     return max(0.005 * abs(mean), 0.02 * sigma)
+
+
+def keep_mean(
+    raw: np.ndarray, frame: np.ndarray, trusted: np.ndarray, sigma: float
+) -> tuple[np.ndarray, bool]:
+    """Shift a denoised frame whose mean is off by nearly as much as is tolerated.
+
+    Parameters
+    ----------
+    raw, frame, trusted
+        ``(y, x)`` raw and denoised frame, movie units, and which raw pixels are trusted.
+    sigma
+        Standard deviation of the noise, movie units.
+
+    Returns
+    -------
+    ndarray, bool
+        The frame, and whether it was shifted.
+    """
+    if not trusted.any():
+        return frame, False
+    mean = float(raw[trusted].mean(dtype=np.float64))
+    shift = mean - float(frame[trusted].mean(dtype=np.float64))
+    if abs(shift) <= 0.8 * mean_tolerance(mean, sigma):
+        return frame, False
+    return frame + np.float32(shift), True
 
 
 def halves_snr(

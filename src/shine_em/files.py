@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from .job import Interrupted, Result, history, run
 from .movie import Movie
 from .planning import Options
 from .report import ReportData, write_report
+from .uncertainty import error_history
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]
 
@@ -31,6 +33,7 @@ class Outputs:
     report: Path | None
     model: Path | None = None
     video: Path | None = None
+    uncertainty: Path | None = None
 
     @classmethod
     def beside(
@@ -41,6 +44,7 @@ class Outputs:
         report: bool = True,
         model: bool = False,
         video: bool = False,
+        uncertainty: bool = False,
     ) -> Outputs:
         """Name the outputs after the input, beside it or where ``output`` says.
 
@@ -61,11 +65,13 @@ class Outputs:
             folder / f"{stem}_report.html" if report else None,
             folder / f"{stem}_model.safetensors" if model else None,
             folder / f"{stem}_side_by_side.mp4" if video else None,
+            folder / f"{stem}_uncertainty{Path(name).suffix}" if uncertainty else None,
         )
 
     def all(self) -> list[Path]:
         """Return the wanted paths."""
-        return [p for p in (self.movie, self.report, self.model, self.video) if p is not None]
+        wanted = (self.movie, self.uncertainty, self.report, self.model, self.video)
+        return [p for p in wanted if p is not None]
 
     def refuse_existing(self) -> None:
         """Raise `ShineError` where a result would replace a file."""
@@ -129,14 +135,29 @@ def denoise_file(
     writing_s = pixels * 4 / 200e6  # bytes, at a slow disk's speed
     if outputs.video is not None:
         writing_s += pixels / 20e6
-    with open_writer(outputs.movie, like, dtype=dtype, overwrite=overwrite) as writer:
+    with ExitStack() as files:
+        writer = files.enter_context(
+            open_writer(outputs.movie, like, dtype=dtype, overwrite=overwrite)
+        )
 
         def sink(_t: int, frame: np.ndarray) -> None:
             writer.append(frame)
 
+        error_sink = None
+        options = replace(options, uncertainty=outputs.uncertainty is not None)
+        if outputs.uncertainty is not None:
+            writing_s += pixels * 4 / 200e6
+            what = replace(movie, history=(*movie.history, error_history(model)))
+            errors = files.enter_context(
+                open_writer(outputs.uncertainty, what, overwrite=overwrite)
+            )
+
+            def error_sink(_t: int, frame: np.ndarray) -> None:
+                errors.append(frame)
+
         result = run(
             movie, sink, options=options, model=model, resume=resume, started=started,
-            writing_s=writing_s, progress=progress,
+            writing_s=writing_s, progress=progress, error_sink=error_sink,
         )  # fmt: skip
     warnings = result.warnings
     if writer.clipped:

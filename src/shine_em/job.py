@@ -13,7 +13,7 @@ import numpy as np
 
 from .checkpoint import Model, input_hash, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
-from .denoising import Denoiser, halves_snr, mean_tolerance
+from .denoising import Denoiser, halves_snr, keep_mean
 from .distillation import STEPS, Schooling, Verdict, denoised_by, graduate
 from .doctor import Health
 from .ensemble import Ensemble, measure_ensemble
@@ -31,6 +31,7 @@ from .registration import Drift
 from .reserve import REPORT_S, distilling_s, duration_text, reserve
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
+from .uncertainty import error_history, with_errors
 from .warm_start import ORIGIN, beginning, fine_tuning_s
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
@@ -68,6 +69,8 @@ class Result:
         How the scene drifts, where that was measured (`shine_em.registration`).
     smears
         Events of a frame or two that came out weaker than they were (`shine_em.smearing`).
+    uncertainty
+        Standard error of every pixel, as a movie; None where it was not asked for.
     denoised_by
         Whether the ensemble or a student distilled from it denoised the movie, and why.
     """
@@ -86,6 +89,7 @@ class Result:
     error: ErrorEstimate | None = None
     frame_errors: FrameErrors | None = None
     denoised_by: str = ""
+    uncertainty: Movie | None = None
 
 
 class Interrupted(Exception):
@@ -114,6 +118,7 @@ def denoise(
     movie: Movie | np.ndarray | str | Path,
     *,
     model: Model | None = None,
+    uncertainty: bool = False,
     progress: Listener | None = None,
     **options: Any,
 ) -> Result:
@@ -126,6 +131,8 @@ def denoise(
     model
         A trained model to use as it is, instead of training one; with ``fine_tune=True`` one to
         begin training with.
+    uncertainty
+        Also return the standard error of every pixel; denoising then takes twice as long.
     progress
         Called with an `Event` as the job goes on.
     **options
@@ -156,12 +163,16 @@ def denoise(
     if "time_budget" in options and options["time_budget"] is not None:
         options["time_budget"] = parse_duration(options["time_budget"])
     out = np.empty(movie.shape, np.float32)
-
-    def sink(t: int, frame: np.ndarray) -> None:
-        out[t] = frame
-
-    result = run(movie, sink, options=Options(**options), model=model, progress=progress)
-    return replace(result, movie=movie.with_data(out, did=history(result.model)))
+    off = np.empty_like(out) if uncertainty else None
+    result = run(
+        movie, out.__setitem__, options=Options(uncertainty=uncertainty, **options), model=model,
+        progress=progress,
+        error_sink=None if off is None else off.__setitem__,
+    )  # fmt: skip
+    errors = None if off is None else movie.with_data(off, did=error_history(result.model))
+    return replace(
+        result, movie=movie.with_data(out, did=history(result.model)), uncertainty=errors
+    )
 
 
 def history(model: Model) -> str:
@@ -193,6 +204,7 @@ def run(
     started: float | None = None,
     writing_s: float = 0.0,
     progress: Listener | None = None,
+    error_sink: Callable[[int, np.ndarray], None] | None = None,
 ) -> Result:
     """Do the whole job, handing each denoised frame to ``sink(t, frame)`` in order.
 
@@ -214,6 +226,8 @@ def run(
         Seconds that the sink is expected to take in all.
     progress
         Called with an `Event` as the job goes on.
+    error_sink
+        Takes the standard error of each frame's pixels, where that is wanted.
     """
     tell = progress or (lambda _event: None)
     keep_freed_memory()
@@ -245,9 +259,10 @@ def run(
     n = len(movie)
     begun = time.monotonic()
     try:
-        for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
+        model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
+        for done, (t, raw, frame) in enumerate(stream, start=1):
             trusted = _trusted(raw, plan.health)
-            frame, changed = _keep_mean(raw, frame, plan, trusted)
+            frame, changed = keep_mean(raw, frame, trusted, plan.noise.sigma)
             restored += changed
             sink(t, frame)
             observer.add(t, raw, frame)
@@ -455,19 +470,6 @@ def _trusted(raw: np.ndarray, health: Health) -> np.ndarray:
     """Return which pixels of a frame are neither bad nor spikes, ``(y, x)`` bool."""
     good: np.ndarray = ~np.asarray(health.bad_pixels, bool) & Normalisation.of(health).trusted(raw)
     return good
-
-
-def _keep_mean(
-    raw: np.ndarray, frame: np.ndarray, plan: Plan, trusted: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """Shift a frame whose mean is off by nearly as much as is tolerated."""
-    if not trusted.any():
-        return frame, False
-    mean = float(raw[trusted].mean(dtype=np.float64))
-    shift = mean - float(frame[trusted].mean(dtype=np.float64))
-    if abs(shift) <= 0.8 * mean_tolerance(mean, plan.noise.sigma):
-        return frame, False
-    return frame + np.float32(shift), True
 
 
 def _misfit(movie: Movie, plan: Plan, model: Model) -> tuple[str, ...]:

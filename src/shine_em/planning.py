@@ -66,6 +66,8 @@ class Options:
     fine_tune
         Train the model that is given further on this movie, instead of using it as it is; where
         neither ``time_budget`` nor ``steps`` is given, for a fifth of the usual training time.
+    uncertainty
+        Whether the standard error of every pixel is wanted, for which time must be kept.
     register
         Displace the neighbours in a window by the scene's drift: "auto" where that brings them
         closer to each other, "always", or "never".
@@ -84,6 +86,7 @@ class Options:
     register: str = "auto"
     student: str = "auto"
     fine_tune: bool = False
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -18,6 +18,7 @@ from .patches import Normalisation
 from .planning import Options, Plan
 from .student import Student, StudentNetwork
 from .training import TrainedState
+from .uncertainty import calibrating_passes
 
 __all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
 
@@ -74,6 +75,8 @@ def reserve(
     alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
     each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
     frames = 1.1 * (len(movie) + 16)
+    if options.uncertainty:
+        frames += 1.1 * (len(movie) + calibrating_passes(movie))
     measuring = 1.1 * measuring_passes(movie)
     rest = measuring * all_holes + writing_s + REPORT_S
     count = affordable(frames * alone, frames * each, len(tried), budget=budget, rest=rest)
