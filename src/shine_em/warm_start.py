@@ -17,12 +17,10 @@ from .errors import ShineError
 from .network import NetworkConfig
 from .planning import Options, Plan
 
-__all__ = ["FINE_TUNING_RATE", "FINE_TUNING_SHARE", "ORIGIN", "beginning", "fine_tuning_s"]
+__all__ = ["FINE_TUNING_SHARE", "ORIGIN", "beginning", "fine_tuning_s"]
 
 # What a fine-tuned network needs of the training that one from nothing gets.
 FINE_TUNING_SHARE = 0.2
-# Its peak learning rate, as a share of that one's.
-FINE_TUNING_RATE = 1.0
 
 # Under which name a model's provenance tells what its training began with.
 ORIGIN = "fine-tuned from"
@@ -67,9 +65,9 @@ def beginning(
         return None, plan, {}
     if reason := _misfit(model.config, plan.config):
         raise ShineError(f"{name}: the model cannot be fine-tuned on this movie. {reason}")
-    usual = plan.settings
-    epochs = usual.epochs and max(1, round(FINE_TUNING_SHARE * usual.epochs))
-    settings = replace(usual, learning_rate=FINE_TUNING_RATE * usual.learning_rate, epochs=epochs)
+    usual = plan.settings.epochs
+    epochs = usual and max(1, round(FINE_TUNING_SHARE * usual))
+    settings = replace(plan.settings, epochs=epochs)
     origin = {ORIGIN: f"the model of {_movie_of(model)}"}
     return model.state.best, replace(plan, settings=settings), origin
 
