@@ -18,7 +18,7 @@ from shine_em.benchmark import Benchmark, Outcome
 from shine_em.benchmark_meter import Meter
 from shine_em.benchmark_methods import choose, training_seconds
 from shine_em.benchmark_tables import below_ceiling, csv_text, markdown_text
-from shine_em.benchmark_worker import own_peak_memory, score
+from shine_em.benchmark_worker import own_peak_memory, score, work
 from shine_em.errors import ShineError
 from shine_em.io import read, write
 from shine_em.movie import Movie
@@ -104,6 +104,11 @@ def test_a_movie_without_truth_is_judged_without_reference(done: Benchmark) -> N
     )
     assert "residual" in mean.record
     assert "residual" not in raw.record
+    value, error = mean.record["estimated"]
+    assert error > 0
+    assert abs(value) < 1
+    assert "estimated" not in raw.record
+    assert "estimated error / noise variance" in done.markdown()
     assert "supervised" not in found  # no truth, no ceiling
     assert "supervised" in by_name(done, "little")
 
@@ -226,29 +231,34 @@ def test_budgets_stand_with_the_names() -> None:
             choose(wrong, None)
 
 
-def test_the_default_job_and_its_cost(place: Path, tmp_path: Path) -> None:
-    found = benchmark.run(
-        [place / "real.mrc"], "gaussian,default@12s,supervised@1s", out=tmp_path / "out"
-    )
-    by = by_name(found, "real")
-    job, filtered = by["default"], by["gaussian"]
-    assert job.status == "done", job.reason
-    assert "supervised" not in by  # no truth, no ceiling
-    assert job.budget_s == 12.0
-    assert job.seconds is not None
-    assert job.training_s is not None
-    assert job.frame_s is not None
-    assert 0 < job.training_s < job.training_s + SHAPE[0] * job.frame_s < job.seconds
-    assert job.gflop is not None
-    assert 0.05 < job.gflop < 5  # about 10 for 512×512
-    assert filtered.gflop is None
-    for outcome in (job, filtered):  # both estimates are of a fraction of the noise variance
-        value, error = outcome.record["estimated"]
-        assert error > 0
-        assert -3 * error < value < 1
-    assert "estimated" not in by["noisy"].record
-    assert "estimated error / noise variance" in found.markdown()
-    assert (found.folder / "time-quality.png").stat().st_size > 0
+def test_the_default_job_is_the_job_itself(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shine_em import job
+
+    def quick(movie: Movie, **options: object) -> job.Result:
+        assert options.pop("time_budget") == 60.0  # seconds are no good in a test: steps
+        return whole(movie, steps=3, **options)  # type: ignore[arg-type]
+
+    whole = job.denoise
+    monkeypatch.setattr(job, "denoise", quick)
+    answer, output = tmp_path / "default.json", tmp_path / "default.tif"
+    work(
+        {"kind": "job", "method": "default", "noisy": str(place / "real.mrc"), "truth": None,
+         "noise": None, "answer": str(answer), "output": str(output), "settings": {}, "hole": None,
+         "time_budget_s": 60.0, "seed": 0, "frames_in": None, "device": "cpu", "halves": False},
+        None,
+    )  # fmt: skip
+    found = json.loads(answer.read_text("utf-8"))
+    assert found["status"] == "done", found
+    assert read(output).shape == SHAPE
+    assert 0 < found["training_s"] < found["seconds"]
+    assert 0 < found["frame_s"] * SHAPE[0] < found["seconds"]
+    assert 0.05 < found["gflop"] < 5  # about 10 for 512×512
+    assert found["did"].startswith("denoised by shine-em")
+    value, error = found["estimated"]  # a part of the noise variance
+    assert 0 < error < 1
+    assert value < 5
 
 
 def test_operations_and_seconds_are_those_of_the_denoising_alone() -> None:
