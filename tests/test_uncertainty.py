@@ -16,7 +16,7 @@ from shine_em.files import Outputs, denoise_file
 from shine_em.noise import noise_statistics
 from shine_em.patches import Normalisation
 from shine_em.planning import Options
-from shine_em.uncertainty import Calibration, ErrorMaps, calibrate
+from shine_em.uncertainty import Calibration, ErrorMaps, calibrate, uncertainty_warnings
 
 SIGMA, WIDTH = 10.0, 1.2
 
@@ -76,6 +76,15 @@ def test_at_edges_it_holds_the_blur_as_well(blurred):
 def test_calibration_survives_being_written(blurred):
     found = blurred[3]
     assert Calibration.from_dict(found.to_dict()) == found
+
+
+def test_a_fit_that_ended_at_a_limit_is_told(blurred):
+    told = []
+    for slope in (0.0, 0.7, 2.0):
+        found = replace(blurred[3], wide=0.5, slope=slope)
+        told.append(bool(uncertainty_warnings(SimpleNamespace(uncertainty=found.to_dict()))))
+    assert told == [True, False, True]
+    assert uncertainty_warnings(SimpleNamespace(uncertainty=None)) == ()
 
 
 def test_a_movie_too_small_to_calibrate_is_refused():

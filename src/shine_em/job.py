@@ -31,7 +31,7 @@ from .registration import Drift
 from .reserve import REPORT_S, distilling_s, duration_text, reserve
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
-from .uncertainty import error_history, with_errors
+from .uncertainty import error_history, uncertainty_warnings, with_errors
 from .warm_start import ORIGIN, beginning, fine_tuning_s
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
@@ -285,6 +285,7 @@ def run(
         )
     smears = tuple(smearing.finish())
     warnings += smear_warnings(smears)
+    warnings += uncertainty_warnings(model) if error_sink else ()
     frame_errors = None if watch is None else watch.finish()
     warnings += () if frame_errors is None else frame_errors.warnings()
     halves = None

@@ -58,6 +58,7 @@ __all__ = [
     "calibrate",
     "calibrating_passes",
     "error_history",
+    "uncertainty_warnings",
     "with_errors",
 ]
 
@@ -117,6 +118,11 @@ class Calibration:
         if len(limits) != 4:
             raise ValueError("limits of an uncertainty calibration")
         return cls(**{**read, "pixels": int(read["pixels"])}, limits=limits)  # type: ignore[arg-type]
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the fit ended at a limit of what is credible: it does not describe the movie."""
+        return any(k <= 0 or k >= _STEEPEST for k in (self.wide, self.slope))
 
     def variance(self, signal: np.ndarray, typical: float) -> np.ndarray:
         """Return the noise variance at a signal, at least a twentieth of the typical one."""
@@ -301,6 +307,17 @@ def with_errors(
             yield t, raw, denoised
 
     return model, frames()
+
+
+def uncertainty_warnings(model: Model) -> tuple[str, ...]:
+    """Return what to say of the model's calibration, if anything."""
+    if model.uncertainty is None or not Calibration.from_dict(model.uncertainty).doubtful:
+        return ()
+    return (
+        "The uncertainty map may be wrong by a factor of two or more: what the residual shows does "
+        "not follow the picture's slope and the noise that comes through, from which the map is "
+        "made. Do not rely on it.",
+    )
 
 
 def error_history(model: Model | None) -> str:
