@@ -82,6 +82,12 @@ def test_a_crystal_at_rest_is_left_alone(snr):
     assert not drift_of(noisy(crystal(np.zeros((15, 2))), snr)).helps
 
 
+def test_drift_from_a_pixel_and_a_half_is_followed():
+    drift = drift_of(noisy(crystal(np.full((15, 2), (0.0, 1.5))), 1.0))
+    assert drift.helps
+    assert drift.step == pytest.approx(1.5, abs=0.15)
+
+
 def test_slow_drift_is_left_to_the_network():
     drift = drift_of(noisy(crystal(np.full((15, 2), 0.4)), 1.0))
     assert not drift.helps
