@@ -33,6 +33,17 @@ class Measured:
     peak_mb: float
 
 
+class Frames:
+    """Some frames of a movie, by their number."""
+
+    def __init__(self, frames: dict[int, Any]) -> None:
+        self._frames = frames
+
+    def frame(self, t: int) -> Any:
+        """Return a frame."""
+        return self._frames[t]
+
+
 def run(command: Sequence[str | Path]) -> Measured:
     """Run a command to its end; stop the benchmark where it fails."""
     begun = time.perf_counter()

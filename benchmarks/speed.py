@@ -248,7 +248,7 @@ def train_and_score(
             model, device=where, precision=pick_precision(where, precision), holes=holes
         )
         clean = {t: frame for t, _, frame in denoiser.stream(movie, plan.health, frames=frames)}
-        scores[name] = common.quality(_Frames(clean), truth, frames)
+        scores[name] = common.quality(common.Frames(clean), truth, frames)
     state, settings = model.state, model.state.settings
     return {
         "preset": preset, "seconds": state.seconds, "steps": state.step, "stopped": state.stopped,
@@ -257,17 +257,6 @@ def train_and_score(
         "preparing_s": preparing, "peak_mb": (peak or 0) / 1e6,
         "raw": common.quality(movie, truth, frames), "scores": scores,
     }  # fmt: skip
-
-
-class _Frames:
-    """Some frames, by their number."""
-
-    def __init__(self, frames: dict[int, Any]) -> None:
-        self._frames = frames
-
-    def frame(self, t: int) -> Any:
-        """Return a frame."""
-        return self._frames[t]
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def score(
     scores = {"raw": common.quality(movie, truth, frames)}
     for name, denoiser in names.items():
         clean = {t: frame for t, _, frame in denoiser.stream(movie, plan.health, frames=frames)}
-        scores[name] = common.quality(_Frames(clean), truth, frames)
+        scores[name] = common.quality(common.Frames(clean), truth, frames)
     estimator = ErrorEstimator.for_model(model, movie, plan.health, plan.noise, frames=8)
     verdicts = {}
     for name in ("hole", "ensemble"):
@@ -196,17 +196,6 @@ def score(
         "lessons": student.lessons, "difference": student.difference, "scores": scores,
         "verdicts": verdicts,
     }  # fmt: skip
-
-
-class _Frames:
-    """Some frames, by their number."""
-
-    def __init__(self, frames: dict[int, Any]) -> None:
-        self._frames = frames
-
-    def frame(self, t: int) -> Any:
-        """Return a frame."""
-        return self._frames[t]
 
 
 if __name__ == "__main__":

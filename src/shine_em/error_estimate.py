@@ -38,6 +38,7 @@ from .error_matrix import ErrorEstimate, ErrorMatrix, block_sums
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
+from .noise_spectrum import periodic_power
 from .patches import Normalisation, Timeline, cut
 
 if TYPE_CHECKING:
@@ -254,16 +255,11 @@ class ErrorEstimator:
         y, x = (slice(a, a + side) for a, side in zip(corner, sides, strict=True))
         return y, x
 
-    def _white(self, t: int, shape: tuple[int, ...]) -> np.ndarray:
+    def _white(self, t: int, shape: tuple[int, int]) -> np.ndarray:
         """Return ``(y, x)`` noise of unit variance with the measured correlation in space."""
         from scipy.fft import fft2, ifft2
 
-        correlation = self.noise.difference_correlation
-        radius = correlation.shape[0] // 2
-        offsets = np.arange(-radius, radius + 1)
-        wrapped = np.zeros(shape, np.float64)
-        np.add.at(wrapped, (offsets[:, None] % shape[0], offsets[None, :] % shape[1]), correlation)
-        power = np.maximum(fft2(wrapped).real, 0)
+        power = np.maximum(periodic_power(self.noise.difference_correlation, shape), 0)
         white = np.random.default_rng([self.seed, 5, t]).standard_normal(shape)
         return np.asarray(ifft2(fft2(white) * np.sqrt(power / power.mean())).real)
 

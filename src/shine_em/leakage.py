@@ -122,7 +122,7 @@ class Leakage:
         c = (c + c[::-1]) / 2
         c = (c + c[:, ::-1]) / 2
         self.correlation = (c + c.T) / 2 if turned else c
-        self._kernels: dict[Hole, Tensor] = {}
+        self._kernels: dict[Hole, Tensor | None] = {}  # on the device that training uses
 
     def foretold(self, residual: Tensor, hole: Hole) -> Tensor | float:
         """Return the noise of each pixel as foretold from the residual beyond its hole.
@@ -141,9 +141,9 @@ class Leakage:
         """
         if hole not in self._kernels:
             weights = leak_kernel(self.correlation, hole).astype(np.float32)
-            self._kernels[hole] = torch.from_numpy(weights)[None, None]
+            made = torch.from_numpy(weights)[None, None].to(residual.device)
+            self._kernels[hole] = made if weights.any() else None
         kernel = self._kernels[hole]
-        if not kernel.any():
+        if kernel is None:
             return 0.0
-        kernel = kernel.to(residual.device)
         return F.conv2d(residual[:, None].float(), kernel, padding=kernel.shape[-1] // 2)[:, 0]

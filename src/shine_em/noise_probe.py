@@ -15,6 +15,7 @@ from .error_estimate import noise_variance
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
+from .noise_spectrum import periodic_power
 from .patches import Normalisation
 
 if TYPE_CHECKING:
@@ -65,12 +66,7 @@ class NoiseProbe:
         self.bad = np.asarray(health.bad_pixels, bool)
         self.fixed = noise.fixed_pattern_fraction if noise.fixed_pattern else 0.0
         self.in_time = _kernel(noise, self.fixed)
-        height, width = movie.shape[1:]
-        correlation = noise.difference_correlation
-        offsets = np.arange(len(correlation)) - len(correlation) // 2
-        wrapped = np.zeros((height, width))
-        np.add.at(wrapped, (offsets[:, None] % height, offsets[None] % width), correlation)
-        power = np.maximum(np.fft.fft2(wrapped).real, 0)
+        power = np.maximum(periodic_power(noise.difference_correlation, movie.shape[1:]), 0)
         self.colour = np.sqrt(power / power.mean())
         # What `Denoiser.stream` asks of a movie's data: a shape, a type, and frames.
         self.shape, self.dtype = movie.shape, np.dtype(np.float32)

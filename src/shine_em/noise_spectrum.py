@@ -14,7 +14,7 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["HANN_OVERLAP", "Spectra", "measure_spectra", "plane_weights"]
+__all__ = ["HANN_OVERLAP", "Spectra", "measure_spectra", "periodic_power", "plane_weights"]
 
 _BLOCK = 4  # pixels: side of the blocks of the mean-variance curve
 # Frames behind the mean of a block.
@@ -370,3 +370,25 @@ def plane_weights(width: int) -> np.ndarray:
     if width % 2 == 0:
         weights[0, -1] = 1
     return weights
+
+
+def periodic_power(covariance: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the power spectrum of periodic frames of noise with a covariance.
+
+    Parameters
+    ----------
+    covariance
+        ``(2R+1, 2R+1)`` noise covariance (or correlation), offset zero in the middle.
+    shape
+        Height and width of a frame, px; smaller ones than the covariance wrap around.
+
+    Returns
+    -------
+    ndarray
+        ``shape``, zero frequency first; its mean is the variance. A measured covariance need not be
+        positive definite, so that single values may lie below zero.
+    """
+    offsets = np.arange(len(covariance)) - len(covariance) // 2
+    wrapped = np.zeros(shape)
+    np.add.at(wrapped, (offsets[:, None] % shape[0], offsets[None] % shape[1]), covariance)
+    return np.asarray(np.fft.fft2(wrapped).real)

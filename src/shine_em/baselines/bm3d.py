@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ShineError
 from ..movie import Movie
 from ..noise import NoiseStatistics
+from ..noise_spectrum import periodic_power
 from .filters import finite, map_frames, noise_covariance
 
 __all__ = ["bm3d", "bm3d_correlated", "noise_power"]
@@ -107,11 +108,9 @@ def noise_power(covariance: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         variance; at least 1 % of that mean, at every frequency.
     """
     radius = covariance.shape[0] // 2
-    offsets = np.arange(-radius, radius + 1)
-    wrapped = np.zeros(shape)
-    np.add.at(wrapped, (offsets[:, None] % shape[0], offsets[None, :] % shape[1]), covariance)
-    power = np.fft.fft2(wrapped).real * wrapped.size
-    return np.maximum(power, _LEAST_POWER * covariance[radius, radius] * wrapped.size)
+    pixels = shape[0] * shape[1]
+    power = periodic_power(covariance, shape) * pixels
+    return np.maximum(power, _LEAST_POWER * covariance[radius, radius] * pixels)
 
 
 def _run(
