@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import ShineError
+from .linear import LinearPrediction
 from .movie import Movie
 from .network import Hole, NetworkConfig, build, check_hole
 from .patches import Normalisation
@@ -54,6 +55,8 @@ class Model:
     student
         The network that repeats the ensemble in one pass, where one was made and found as good;
         it is what denoises then.
+    linear
+        The linear prediction that has a share in the mean, where it has one.
     uncertainty
         What makes an uncertainty map of it, as `shine_em.uncertainty.Calibration.to_dict` gives it;
         None where none was asked for.
@@ -68,6 +71,7 @@ class Model:
     weights: tuple[float, ...] = ()
     student: Student | None = None
     uncertainty: dict[str, Any] | None = None
+    linear: LinearPrediction | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -85,6 +89,17 @@ class Model:
     def hole(self) -> Hole:
         """The blind spot it was made for, rows × columns."""
         return self.state.settings.hole
+
+    @property
+    def averaged(self) -> str:
+        """What is averaged: "3x3 (0.60), 1x1 (0.35), linear filter (0.05)"."""
+        share = 0.0 if self.linear is None else self.linear.share
+        holes = zip(self.holes, self.weights, strict=True)
+        parts = {f"{m}x{n}": (1 - share) * w for (m, n), w in holes} | {"linear filter": share}
+        named = [(name, w) for name, w in parts.items() if w > 0]
+        if len(named) == 1:
+            return named[0][0]
+        return ", ".join(f"{name} ({w:.2f})" for name, w in named)
 
     @property
     def blinded_lags(self) -> tuple[int, ...]:
@@ -110,6 +125,8 @@ class Model:
             tensors |= {f"{group}:{k}": v for k, v in getattr(s, group).items()}
         if self.student is not None:
             tensors |= {f"student:{k}": v for k, v in self.student.weights.items()}
+        if self.linear is not None:
+            tensors["linear:weights"] = self.linear.weights
         header = {
             "format": FORMAT,
             "network": s.config.to_dict(),
@@ -125,6 +142,7 @@ class Model:
             "noise": self.noise, "provenance": self.provenance,
             "student": None if self.student is None else self.student.to_dict(),
             "uncertainty": self.uncertainty,
+            "linear": None if self.linear is None else self.linear.to_dict(),
         }  # fmt: skip
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
         try:
@@ -202,13 +220,14 @@ class Model:
         holes = tuple(check_hole((int(m), int(n))) for m, n in header["holes"])
         if not normalisation.scale > 0 or not holes:
             raise ValueError("no scale or no holes")
-        student = header.get("student")  # older files: none
+        student, linear = header.get("student"), header.get("linear")  # older files: none
         return cls(
             state, normalisation, holes, float(header["offset"]),
             dict(header["noise"]), dict(header["provenance"]),
             tuple(float(w) for w in header.get("weights", ())),  # older files: equal
             None if student is None else Student.from_dict(student, groups.get("student", {})),
             header.get("uncertainty"),
+            None if linear is None else LinearPrediction(groups["linear"]["weights"], **linear),
         )  # fmt: skip
 
 

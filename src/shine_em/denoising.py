@@ -12,6 +12,7 @@ from torch import Tensor
 from .checkpoint import Model
 from .compute import autocast, return_freed_memory
 from .doctor import Health
+from .linear import LinearPrediction
 from .metrics import snr
 from .movie import Movie
 from .network import Hole, LeanNetwork, PaperNetwork, build
@@ -70,6 +71,8 @@ class Denoiser:
         count alike.
     tile
         Widest tile in pixels, halo included; None for a width that fits a laptop's memory.
+    linear
+        Whether the model's linear prediction takes part; by default where no holes are given.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Denoiser:
         holes: Sequence[Hole] | None = None,
         weights: Sequence[float] | None = None,
         tile: int | None = None,
+        linear: bool | None = None,
     ) -> None:
         self.model = model
         self.device = torch.device(device)
@@ -90,6 +94,8 @@ class Denoiser:
         self.weights = list(weights or (equal if holes else model.weights))
         self.tile = tile or _TILE[model.config.kind]
         self.by_student = model.student is not None and not holes
+        joins = linear if linear is not None else not holes and not self.by_student
+        self.linear: LinearPrediction | None = model.linear if joins else None
         network: LeanNetwork | PaperNetwork | StudentNetwork
         if model.student is not None and self.by_student:
             network = model.student.network()
@@ -104,7 +110,15 @@ class Denoiser:
         """How many pixels around a tile make it equal to the whole frame."""
         if isinstance(self.network, StudentNetwork):
             return self.network.halo
-        return max(self.network.halo(h) for h in self.holes)
+        network = max(self.network.halo(h) for h in self.holes)
+        if self.linear is None:
+            return network
+        return -(-max(network, self.linear.halo) // self.stride) * self.stride
+
+    @property
+    def stride(self) -> int:
+        """Tiles start at multiples of this."""
+        return self.network.stride if self.linear is None else self.linear.stride
 
     def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.
@@ -119,8 +133,8 @@ class Denoiser:
         Returns
         -------
         ndarray
-            ``(b, h, w)`` float32, normalised: the weighted mean over the holes, or the student's
-            result.
+            ``(b, h, w)`` float32, normalised: the weighted mean over the holes and the linear
+            prediction, or the student's result.
         """
         return self._tiled(windows, shift, each=False)[0]
 
@@ -132,31 +146,43 @@ class Denoiser:
         Returns
         -------
         ndarray
-            ``(holes, b, h, w)`` float32, normalised.
+            ``(holes, b, h, w)`` float32, normalised; the linear prediction, if it takes part, last.
         """
         return self._tiled(windows, shift, each=True)
 
     @torch.inference_mode()
     def _tiled(self, windows: np.ndarray, shift: int, *, each: bool) -> np.ndarray:
         b, _, height, width = windows.shape
-        several = len(self.holes) if each and not self.by_student else 1
+        several = len(self.holes) + (self.linear is not None) if each and not self.by_student else 1
         out = np.empty((several, b, height, width), np.float32)
         halo = self.halo
         whole = torch.from_numpy(np.ascontiguousarray(windows))
-        for read_y, keep_y in tiles(height, self.tile, halo, self.network.stride):
-            for read_x, keep_x in tiles(width, self.tile, halo, self.network.stride):
+        for read_y, keep_y in tiles(height, self.tile, halo, self.stride):
+            for read_x, keep_x in tiles(width, self.tile, halo, self.stride):
                 part = whole[:, :, read_y, read_x].to(self.device)
                 part = part.contiguous(memory_format=self.memory)
-                predicted = self._predict(part, shift, each=each)
-                if shift and not self.by_student:
-                    # At an end, with few frames to learn its weights from, either guess has
-                    # merits: the weights for such windows, and those for frames in place. Their
-                    # mean beats both.
-                    predicted = (predicted + self._predict(part, 0, each=each)) / 2
+                predicted = self._members(part, shift, each=each) + self.model.offset
                 inner_y = slice(keep_y.start - read_y.start, keep_y.stop - read_y.start)
                 inner_x = slice(keep_x.start - read_x.start, keep_x.stop - read_x.start)
                 out[..., keep_y, keep_x] = predicted[..., inner_y, inner_x].cpu().numpy()
         return out
+
+    def _members(self, window: Tensor, shift: int, *, each: bool) -> Tensor:
+        """Return ``(members, b, h, w)``, or their weighted mean, ``(1, b, h, w)``."""
+        linear = None if self.linear is None else self.linear(window, shift)[None]
+        share = 0.0 if self.linear is None else self.linear.share
+        if linear is not None and share == 1 and not each:
+            return linear
+        predicted = self._predict(window, shift, each=each)
+        if shift and not self.by_student:
+            # At an end, with few frames to learn its weights from, either guess has merits: the
+            # weights for such windows, and those for frames in place. Their mean beats both.
+            predicted = (predicted + self._predict(window, 0, each=each)) / 2
+        if linear is None:
+            return predicted
+        if each:
+            return torch.cat((predicted, linear))
+        return (1 - share) * predicted + share * linear
 
     def _predict(self, window: Tensor, shift: int, *, each: bool) -> Tensor:
         """Return ``(holes, b, h, w)``, or the weighted mean over the holes, ``(1, b, h, w)``."""
@@ -168,7 +194,7 @@ class Denoiser:
         if not each:
             weights = torch.tensor(self.weights, device=self.device).view(-1, 1, 1, 1)
             predicted = (weights * predicted).sum(0, keepdim=True)
-        return predicted + self.model.offset
+        return predicted
 
     def stream(
         self,

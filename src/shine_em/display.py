@@ -131,10 +131,9 @@ def print_summary(
     state, model, stats = result.model.state, result.model, result.noise
     for warning in result.warnings:
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
-    holes = ", ".join(f"{m}x{n}" for m, n in model.holes)
     console.print(
         f"Noise: σ {stats.sigma:.4g}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
-        f"({stats.confidence} confidence); used {holes}.",
+        f"({stats.confidence} confidence); used {model.averaged}.",
         soft_wrap=True,
     )
     console.print(f"Model: {model.config.kind}, {state.step} steps, {state.stopped}.")

@@ -161,10 +161,7 @@ def graduate(
         As `distil` and `judge`.
     """
     tell = progress or (lambda _event: None)
-    teacher = Denoiser(
-        model, device=device, precision=precision, holes=model.holes, weights=model.weights,
-        tile=tile,
-    )  # fmt: skip
+    teacher = Denoiser(replace(model, student=None), device=device, precision=precision, tile=tile)
     student = model.student
     if student is None:
         tell(Event("denoising frames to learn from", 0, 1))

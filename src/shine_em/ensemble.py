@@ -5,12 +5,15 @@ partly independent, so that a mean of several is better than each of them (S. Ch
 "Exploring asymmetric tunable blind-spots", CVPR 2024). One trained network serves all holes. What
 each of them, and any mean of them, gets wrong is estimated on the movie itself (`ErrorMatrix`);
 the weights follow from that.
+
+The linear prediction (`shine_em.linear`) is one more candidate: where there was too little signal
+or time for the network to learn from, it takes most of the weight or all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,6 +24,7 @@ from .denoising import Denoiser
 from .doctor import Health
 from .error_estimate import FRAMES, ErrorEstimator
 from .error_matrix import ErrorEstimate, ErrorMatrix
+from .linear import fit_linear
 from .movie import Movie
 from .network import LARGEST_HOLE, Hole
 from .noise import NoiseStatistics
@@ -47,9 +51,13 @@ class Ensemble:
     holes, weights
         What to average over; the weights sum to 1. The heaviest hole comes first.
     error
-        Estimated error of their mean.
+        Estimated error of the whole mean.
     candidates, errors
         All holes that were looked at, and the estimated error of each alone.
+    share
+        Part of the linear prediction in the mean; the holes' mean has the rest.
+    linear_error
+        Estimated error of the linear prediction alone; None where it was no candidate.
     """
 
     holes: tuple[Hole, ...]
@@ -57,6 +65,18 @@ class Ensemble:
     error: ErrorEstimate
     candidates: tuple[Hole, ...]
     errors: tuple[ErrorEstimate, ...]
+    share: float = 0.0
+    linear_error: ErrorEstimate | None = None
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say in plain words where a filter does better than what was learned."""
+        if self.share <= 0.5:
+            return ()
+        return (
+            "The network learned less from this movie than a linear filter knows: its signal is "
+            f"weak, or the time was short. {100 * self.share:.0f} % of the result is the filter's. "
+            "More frames or a longer --time-budget may teach it more.",
+        )
 
 
 def candidate_holes(hole: Hole) -> tuple[Hole, ...]:
@@ -84,28 +104,31 @@ def candidate_holes(hole: Hole) -> tuple[Hole, ...]:
 def choose(matrix: ErrorMatrix, holes: Sequence[Hole], *, most: int) -> Ensemble:
     """Choose holes and weights by the estimated error.
 
-    From the best hole alone upwards, one more hole is taken as long as the best set of that size
-    has an error that is lower by more than the standard error of the difference.
+    From the best member alone upwards, one more is taken as long as the best set of that size has
+    an error that is lower by more than the standard error of the difference.
 
     Parameters
     ----------
     matrix
-        Of the predictions with ``holes``.
+        Of the predictions with ``holes``, and of the linear prediction where it has one row more.
     holes
         The candidates.
     most
-        Most holes that there is time for.
+        Most holes that there is time for; the linear prediction takes next to none.
     """
-    k = len(holes)
+    holes = tuple(holes)
+    k = matrix.products.shape[1]
+    linear = range(len(holes), k)  # one or none
     values = matrix.values
     singles = tuple(matrix.of(np.eye(k)[i]) for i in range(k))
     chosen = np.eye(k)[int(np.argmin([e.mse for e in singles]))]
     error = singles[int(np.argmax(chosen))]
-    for size in range(2, min(most, k) + 1):
+    for size in range(2, min(most + len(linear), k) + 1):
         tried = [
             weights
             for face in combinations(range(k), size)
-            if (weights := _stationary(values, face)) is not None
+            if len(set(face) - set(linear)) <= most
+            and (weights := _stationary(values, face)) is not None
             and weights[list(face)].min() >= _LEAST_WEIGHT
         ]
         if not tried:
@@ -115,10 +138,15 @@ def choose(matrix: ErrorMatrix, holes: Sequence[Hole], *, most: int) -> Ensemble
         gain, uncertain = error.minus(estimate)
         if gain > uncertain:
             chosen, error = weights, estimate
-    order = [int(i) for i in np.argsort(-chosen, kind="stable") if chosen[i] > 0]
+    share = float(sum(chosen[i] for i in linear))
+    if share > 0.999:  # a model must name a hole; it has no part in the result
+        chosen = np.eye(k)[int(np.argmin([e.mse for e in singles[: len(holes)]]))]
+        share = 1.0
+    part = chosen[: len(holes)] / chosen[: len(holes)].sum()
+    order = [int(i) for i in np.argsort(-part, kind="stable") if part[i] > 0]
     return Ensemble(
-        tuple(holes[i] for i in order), tuple(float(chosen[i]) for i in order), error,
-        tuple(holes), singles,
+        tuple(holes[i] for i in order), tuple(float(part[i]) for i in order), error, holes,
+        singles[: len(holes)], share, singles[-1] if linear else None,
     )  # fmt: skip
 
 
@@ -133,7 +161,7 @@ def measure_ensemble(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     tile: int | None = None,
-) -> Ensemble:
+) -> tuple[Model, Ensemble]:
     """Measure a trained model with every candidate on a few frames, and choose.
 
     Parameters
@@ -146,12 +174,24 @@ def measure_ensemble(
         Holes to choose from, and most holes to choose.
     device, precision, tile
         As for `Denoiser`.
+
+    Returns
+    -------
+    Model, Ensemble
+        The model with the holes, the weights and the linear prediction that were chosen.
     """
+    linear = fit_linear(
+        movie, health, model.config, model.normalisation, model.hole,
+        blinded_lags=model.blinded_lags, seed=model.state.settings.seed,
+    )  # fmt: skip
+    model = replace(model, linear=linear)
     denoiser = Denoiser(
-        model, device=device, precision=precision, holes=list(candidates), tile=tile
+        model, device=device, precision=precision, holes=list(candidates), tile=tile, linear=True
     )
     estimator = ErrorEstimator.for_model(model, movie, health, noise)
-    return choose(estimator.matrix(denoiser.predict_each), candidates, most=most)
+    found = choose(estimator.matrix(denoiser.predict_each), candidates, most=most)
+    kept = replace(linear, share=found.share) if found.share else None
+    return replace(model, holes=found.holes, weights=found.weights, linear=kept), found
 
 
 def measuring_passes(movie: Movie) -> float:

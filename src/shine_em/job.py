@@ -179,19 +179,11 @@ def history(model: Model) -> str:
     """Return the line that a denoised movie's history gets."""
     return (
         f"denoised by shine-em {versions()['shine-em']} ({model.config.kind}, blind spot "
-        f"{weighted(model)}{', repeated by a student in one pass' if model.student else ''}, "
+        f"{model.averaged}{', repeated by a student in one pass' if model.student else ''}, "
         f"{model.state.best_step} steps, seed {model.state.settings.seed}"
         f"{', neighbours registered' if model.state.settings.registered else ''}"
         f"{', fine-tuned' if ORIGIN in model.provenance else ''})"
     )
-
-
-def weighted(model: Model) -> str:
-    """Return the model's holes with their weights: "3x3 (0.6), 1x1 (0.4)"."""
-    names = [f"{m}x{n}" for m, n in model.holes]
-    if len(names) == 1:
-        return names[0]
-    return ", ".join(f"{h} ({w:.2f})" for h, w in zip(names, model.weights, strict=True))
 
 
 def run(
@@ -396,14 +388,16 @@ def _fit(
     if plan.candidates and plan.noise.sigma > 0:
         tell(Event("choosing the holes", 0, 1))
         try:
-            ensemble = measure_ensemble(
+            model, ensemble = measure_ensemble(
                 movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
                 device=device, precision=precision, tile=options.tile,
             )  # fmt: skip
         except KeyboardInterrupt:
             raise Interrupted(model) from None
-        model = replace(model, holes=ensemble.holes, weights=ensemble.weights)
-        plan = replace(plan, holes=ensemble.holes, ensemble=ensemble)
+        plan = replace(
+            plan, holes=ensemble.holes, ensemble=ensemble,
+            warnings=(*plan.warnings, *ensemble.warnings()),
+        )  # fmt: skip
     return replace(model, offset=_offset(movie, plan.health, model, device, precision)), plan
 
 
@@ -426,7 +420,7 @@ def _one_pass(
     )  # fmt: skip
     ensemble_s, left = plan.schooling.ensemble_s, clock.left()
     if not verdict.kept and ensemble_s is not None and left is not None and left < ensemble_s:
-        model = replace(model, holes=(model.hole,), weights=(1.0,))
+        model = replace(model, holes=(model.hole,), weights=(1.0,), linear=None)
         model = replace(model, offset=_offset(movie, plan.health, model, device, precision))
         plan = replace(
             plan, ensemble=None, holes=model.holes,

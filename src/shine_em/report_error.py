@@ -25,6 +25,13 @@ def error_sentences(error: ErrorEstimate | None, ensemble: Ensemble | None) -> l
             "Holes and weights are those with the least estimated error (root mean square of each "
             f"hole alone, in the movie's units: {alone})."
         )
+        if ensemble.share and ensemble.linear_error is not None:
+            text.append(
+                f"{100 * ensemble.share:.0f} % of the result is the best linear blind prediction, "
+                "a filter measured on the movie that needs no training (alone: "
+                f"{_rms(ensemble.linear_error)})"
+                + ("." if ensemble.share == 1 else "; the rest is the network's.")
+            )
     if error is not None:
         text.append(
             "The root-mean-square error of the denoised frames, estimated without a reference "

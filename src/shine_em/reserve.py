@@ -12,6 +12,7 @@ from .distillation import Schooling, passes
 from .doctor import Health
 from .ensemble import affordable, measuring_passes
 from .errors import ShineError
+from .linear import FIT_PASSES, blank
 from .movie import Movie
 from .network import NetworkConfig, build
 from .patches import Normalisation
@@ -65,11 +66,17 @@ def reserve(
         Normalisation.of(plan.health), plan.holes,
     )  # fmt: skip
 
-    def seconds(model: Model, holes: Any) -> float:
+    def seconds(model: Model, holes: Any = None) -> float:
         denoiser = Denoiser(
             model, device=device, precision=precision, holes=holes, tile=options.tile
         )
         return _measure(denoiser, movie, plan.health)
+
+    # The filter is measured anew for every movie, and may then be part of the mean.
+    linear = fitting = 0.0
+    if plan.candidates:
+        linear = seconds(replace(untrained, linear=blank(plan.config)))
+        fitting = FIT_PASSES * linear
 
     tried = plan.candidates or plan.holes
     alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
@@ -78,15 +85,16 @@ def reserve(
     if options.uncertainty:
         frames += 1.1 * (len(movie) + calibrating_passes(movie))
     measuring = 1.1 * measuring_passes(movie)
-    rest = measuring * all_holes + writing_s + REPORT_S
-    count = affordable(frames * alone, frames * each, len(tried), budget=budget, rest=rest)
-    ensemble = frames * (alone + (count - 1) * each) + rest
+    rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
+    first = frames * (alone + linear)
+    count = affordable(first, frames * each, len(tried), budget=budget, rest=rest)
+    ensemble = first + frames * (count - 1) * each + rest
     single = (frames + measuring) * alone + writing_s + REPORT_S
     if count > 1:
         plan, needed = replace(plan, most_holes=count), ensemble
         said = (
             "the time budget has room for the blind-spot ensemble, about "
-            f"{duration_text(frames * (alone + (count - 1) * each))} for all frames"
+            f"{duration_text(ensemble - rest)} for all frames"
         )
     else:
         needed = single
@@ -95,9 +103,11 @@ def reserve(
     if wanted and not plan.no_student:
         pupil = StudentNetwork(plan.config.frames)
         fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
-        one_pass = seconds(replace(untrained, student=fresh), None)
+        one_pass = seconds(replace(untrained, student=fresh))
         lessons, judged = passes(movie, plan.config.frames)
-        two = alone + each  # an ensemble of two holes, of which there are always candidates
+        two = (
+            alone + each + linear
+        )  # an ensemble of two holes, of which there are always candidates
         distilling = distilling_s(budget) + 1.1 * lessons * two
         judging = 1.1 * judged * (two + one_pass)
         by_student = distilling + judging + frames * one_pass + rest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -162,11 +161,10 @@ def denoise(
         raise KeyboardInterrupt
     model = Model(state, normalisation, plan.holes)
     if plan.candidates and plan.noise.sigma > 0:
-        ensemble = measure_ensemble(
+        model, _ = measure_ensemble(
             movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
             device=device, precision=precision,
         )  # fmt: skip
-        model = replace(model, holes=ensemble.holes, weights=ensemble.weights)
     denoiser = Denoiser(model, device=device, precision=precision)
     good = ~np.asarray(plan.health.bad_pixels, bool)
     out = np.empty(movie.shape, np.float32)
