@@ -8,7 +8,6 @@ import shlex
 import signal as signals
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +39,10 @@ from .cli_options import (
     Student,
     Uncertainty,
     WindowFrames,
+    named_after,
+    open_input,
+    process_start,
+    write_whole,
 )
 from .errors import ShineError
 
@@ -159,7 +162,7 @@ def denoise(
             "--model alone does not train: add --fine-tune to train it further on this movie, or "
             "leave out --steps, --time-budget, --hole and --register."
         )
-    source = _source(file)
+    source = named_after(file)
     outputs = Outputs.beside(
         source, output=output, report=report, model=keep_model, video=mp4, uncertainty=uncertainty
     )
@@ -167,10 +170,10 @@ def denoise(
         outputs.refuse_existing()
     trained = Model.load(model) if model else None
     unfinished = Model.load(resume) if resume else None
-    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     if output is not None and not output.suffix:
         make_folder(output)
-    started = _started()
+    started = process_start()
     with Display(console, quiet=quiet) as display:
         try:
             done = denoise_file(
@@ -232,7 +235,7 @@ def train(
         ensemble=ensemble, register=register, student=student, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip
-    source = _source(file)
+    source = named_after(file)
     path = source.with_name(f"{source.stem}_model.safetensors")
     if output is not None:
         path = output / path.name if output.is_dir() else output
@@ -243,11 +246,11 @@ def train(
     if not path.parent.is_dir():
         raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
     unfinished = Model.load(resume) if resume else None
-    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     with Display(console, quiet=quiet) as display:
         try:
             model, plan = train_model(
-                movie, options=options, resume=unfinished, started=_started(), progress=display
+                movie, options=options, resume=unfinished, started=process_start(), progress=display
             )
         except Interrupted as stopped:
             stopped.model.save(path, overwrite=overwrite)
@@ -294,7 +297,7 @@ def noise(
     for path in (figure, as_json):
         if path is not None and path.exists() and not overwrite:
             raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
-    movie = _open(file, signal, signed, frames, crop, None, None)
+    movie = open_input(file, signal, signed, frames, crop, None, None)
     health = check(movie)
     stats = noise_statistics(
         movie,
@@ -303,12 +306,13 @@ def noise(
     )
     console.print(format_table(stats), markup=False, soft_wrap=True)
     if as_json is not None:
-        _write_text(as_json, json.dumps(stats.to_dict(), indent=2) + "\n")
+        text = json.dumps(stats.to_dict(), indent=2) + "\n"
+        write_whole(as_json, lambda draft: draft.write_text(text, encoding="utf-8"))
         console.print(f"Numbers: {as_json}", markup=False, soft_wrap=True)
     if figure is not None:
         from .noise_figure import plot_noise
 
-        _replace(figure, lambda draft: plot_noise(stats).savefig(draft, dpi=150))
+        write_whole(figure, lambda draft: plot_noise(stats).savefig(draft, dpi=150))
         console.print(f"Picture: {figure}", markup=False, soft_wrap=True)
 
 
@@ -331,7 +335,7 @@ def info(
     """Show what was understood of a file; with --check, what is wrong with it."""
     from .io import describe
 
-    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     facts = describe(movie)
     width = max(map(len, facts))
     for label, value in facts.items():
@@ -397,70 +401,6 @@ def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
         hole=None if hole is None else parse_hole(hole),
         **more,
     )
-
-
-def _source(file: Path) -> Path:
-    """Return what results are named after: the file, or a pattern's folder."""
-    file = file.expanduser()
-    text = str(file)
-    if not file.exists() and any(c in text for c in "*?["):
-        fixed = [p for p in file.parts if not any(c in p for c in "*?[")]
-        return Path(*fixed) if fixed else Path.cwd() / "movie"
-    path = Path(os.path.normpath(file))
-    return path if path.name.strip(".") else path.resolve()
-
-
-def _open(
-    file: Path,
-    signal: str | None,
-    signed: bool | None,
-    frames: str | None,
-    crop: str | None,
-    pixel_size: float | None,
-    frame_time: float | None,
-) -> Any:
-    from .io import open_movie, parse_crop, parse_frames
-
-    return open_movie(
-        file,
-        signal=int(signal) if signal is not None and signal.isdecimal() else signal,
-        signed=signed,
-        frames=None if frames is None else parse_frames(frames),
-        crop=None if crop is None else parse_crop(crop),
-        pixel_size_nm=pixel_size,
-        frame_time_s=frame_time,
-    )
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside ``path`` and rename it into place."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        make(draft)
-        os.replace(draft, path)
-    except (OSError, ValueError) as error:
-        raise ShineError(f"{path} could not be written ({error}).") from None
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _started() -> float:
-    """Return the `time.monotonic` at which this process began: a budget counts from there."""
-    now = time.monotonic()
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        age = uptime - float(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return _IMPORTED
-    return now - age if 0 <= age < 600 else _IMPORTED
-
-
-_IMPORTED = time.monotonic()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +27,10 @@ from .cli_options import (
     Seed,
     Signal,
     Signed,
+    named_after,
+    open_input,
+    process_start,
+    write_whole,
 )
 from .dose_advice import Criterion
 from .dose_thinning import Skipping
@@ -131,7 +133,6 @@ def dose(
     """
     from dataclasses import replace
 
-    from .cli import _open, _source, _started
     from .display import Display
     from .dose import advise
     from .dose_figure import plot_dose
@@ -140,7 +141,7 @@ def dose(
     from .planning import Options, parse_duration, parse_hole
 
     console = Console(highlight=False)
-    started = _started()
+    started = process_start()
     options = Options(
         steps=steps, hole=None if hole is None else parse_hole(hole), seed=seed, device=device,
         precision=precision,
@@ -150,11 +151,11 @@ def dose(
     skips = None if skip is None else _numbers(skip, "--skip", int)
     if recorded is not None and not 0 < recorded < float("inf"):
         raise ShineError(f"--dose must be positive, in e⁻/Å² per frame, not {recorded:g}.")
-    figure, numbers = _places(_source(file), output)
+    figure, numbers = _places(named_after(file), output)
     for path in (figure, numbers):
         if path.exists() and not overwrite:
             raise ShineError(f"{path} exists. Choose another place with -o, or add --overwrite.")
-    movie = _open(file, signal, signed, frames, crop, pixel_size, frame_time)
+    movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     if recorded is not None:
         movie = replace(movie, dose_e_per_A2=recorded)
     make_folder(figure.parent)
@@ -168,8 +169,8 @@ def dose(
         except Interrupted:  # a level's half-trained model is of no use
             raise KeyboardInterrupt from None
     text = json.dumps(advice.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    _write(figure, lambda draft: plot_dose(advice).savefig(draft, dpi=110))
-    _write(numbers, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_whole(figure, lambda draft: plot_dose(advice).savefig(draft, dpi=110))
+    write_whole(numbers, lambda draft: draft.write_text(text, encoding="utf-8"))
     console.print(advice.table(), markup=False, soft_wrap=True)
     for warning in (*advice.notes, *advice.levels[0].warnings):
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
@@ -201,15 +202,3 @@ def _numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any
     except ValueError:
         example = "1,0.5,0.25" if kind is float else "1,2,4"
         raise ShineError(f"{option} {text!r}: write numbers with commas, as {example}.") from None
-
-
-def _write(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside ``path`` and rename it into place."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        make(draft)
-        os.replace(draft, path)
-    except OSError as error:
-        raise ShineError(f"{path} cannot be written ({error.strerror}).") from None
-    finally:
-        draft.unlink(missing_ok=True)

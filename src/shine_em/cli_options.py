@@ -1,11 +1,21 @@
-"""The options that several commands share: each is described once."""
+"""What several commands share: options, each described once; opening the input; writing a file."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
+
+from .errors import ShineError
+
+if TYPE_CHECKING:
+    from .movie import Movie
+
+_IMPORTED = time.monotonic()
 
 MOVIE = Group("Movie", help="What to read, and how.", sort_key=1)
 HOW = Group("Denoising", sort_key=2)
@@ -114,3 +124,83 @@ Overwrite = Annotated[
 Quiet = Annotated[
     bool, Parameter(["--quiet", "-q"], group=RESULTS, negative="", help="Show only the results.")
 ]
+
+
+def named_after(file: Path) -> Path:
+    """Return what results are named after: the file, or a pattern's folder."""
+    file = file.expanduser()
+    text = str(file)
+    if not file.exists() and any(c in text for c in "*?["):
+        fixed = [p for p in file.parts if not any(c in p for c in "*?[")]
+        return Path(*fixed) if fixed else Path.cwd() / "movie"
+    path = Path(os.path.normpath(file))
+    return path if path.name.strip(".") else path.resolve()
+
+
+def open_input(
+    file: Path,
+    signal: str | None,
+    signed: bool | None,
+    frames: str | None,
+    crop: str | None,
+    pixel_size: float | None,
+    frame_time: float | None,
+) -> Movie:
+    """Open a movie as the options of the group `MOVIE` say.
+
+    Raises
+    ------
+    ShineError
+        If the file cannot be read, or an option makes no sense.
+    """
+    from .io import open_movie, parse_crop, parse_frames
+
+    return open_movie(
+        file,
+        signal=int(signal) if signal is not None and signal.isdecimal() else signal,
+        signed=signed,
+        frames=None if frames is None else parse_frames(frames),
+        crop=None if crop is None else parse_crop(crop),
+        pixel_size_nm=pixel_size,
+        frame_time_s=frame_time,
+    )
+
+
+def process_start() -> float:
+    """Return the `time.monotonic` at which this process began: a budget counts from there.
+
+    Where the system does not tell, it is when this module was imported.
+    """
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        age = uptime - float(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return _IMPORTED
+    return now - age if 0 <= age < 600 else _IMPORTED
+
+
+def write_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file beside ``path`` and rename it into place.
+
+    Parameters
+    ----------
+    path
+        Where the file goes; one that exists is replaced.
+    make
+        Called with the temporary name, which has the same suffix, to write it.
+
+    Raises
+    ------
+    ShineError
+        If it cannot be written.
+    """
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        make(draft)
+        os.replace(draft, path)
+    except (OSError, ValueError) as error:
+        raise ShineError(f"{path} could not be written ({error}).") from None
+    finally:
+        draft.unlink(missing_ok=True)
