@@ -186,3 +186,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         replace(made, share=1.5)
     with pytest.raises(shine.ShineError, match="shape"):
         replace(made, weights=torch.zeros(3, 5, 2))
+    values = made.to_dict()
+    assert LinearPrediction.from_dict(values, made.weights).to_dict() == values

@@ -153,7 +153,8 @@ def test_a_student_no_worse_than_what_it_stands_in_for_is_used_and_reused(
     expected = pixels(np.asarray(movie.data), Denoiser(replace(trained, student=student)))
     # Beside a network that has learned nothing, the student is the better one.
     nothing = {k: torch.zeros_like(v) for k, v in trained.state.best.items()}
-    poor = replace(trained, state=replace(trained.state, best=nothing), student=student)
+    state = replace(trained.state, best=nothing)
+    poor = replace(trained, state=state, student=student, linear=None)
     kept, verdict = graduate(movie, plan.health, plan.noise, poor, Schooling(steps=1))
     assert verdict.kept
     assert kept.student is not None
@@ -218,7 +219,7 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
 
         def takes(denoiser: Denoiser, *_: object) -> float:
             if denoiser.linear is not None:  # timed alone
-                return 0.3 * seconds
+                return 0.05 * seconds
             return seconds * (1 if denoiser.by_student else 4 + len(denoiser.holes))
 
         monkeypatch.setattr(reserving, "_measure", takes)

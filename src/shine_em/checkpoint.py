@@ -227,7 +227,8 @@ class Model:
             tuple(float(w) for w in header.get("weights", ())),  # older files: equal
             None if student is None else Student.from_dict(student, groups.get("student", {})),
             header.get("uncertainty"),
-            None if linear is None else LinearPrediction(groups["linear"]["weights"], **linear),
+            None if linear is None
+            else LinearPrediction.from_dict(linear, groups["linear"]["weights"]),
         )  # fmt: skip
 
 

@@ -9,16 +9,18 @@ out, since the hole hides all pixels that share it). This prediction joins the h
 the weight that its estimated error earns: nearly none where the network has learned more, nearly
 all where there is little to learn from.
 
-The weights are few, so that they are well measured. Pixels at the same distance count alike: square
-rings around the pixel, five at full resolution and three at each of four coarser ones (2×2 to
-16×16 pixels averaged), which reach 88 pixels far.
+The weights are few, so that they are well measured. Pixels at the same distance count alike: rings
+around the pixel, four at full resolution and two at each of four coarser ones (2×2 to 16×16 pixels
+averaged), which reach 56 pixels far.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from .movie import Movie
 from .network import LARGEST_HOLE, Hole, NetworkConfig
 from .patches import Normalisation, Timeline, cut
 
-__all__ = ["FIT_PASSES", "FRAMES", "LinearPrediction", "blank", "fit_linear", "window_offsets"]
+__all__ = ["LinearPrediction", "blank", "fit_linear", "fit_passes", "window_offsets"]
 
 _LEVELS = 5
 _WIDEST = 3  # the largest ring of each level, in its pixels
@@ -40,9 +42,8 @@ _RINGS = tuple(
     (level, d) for level in range(_LEVELS) for d in range(2 if level else 0, _WIDEST + 1)
 )
 _RIDGE = 1e-4  # of each feature's own power: keeps rings that look alike from pulling against
-FRAMES = 20  # looked at
-# Measuring the weights takes about as long as predicting this many frames.
-FIT_PASSES = 2.0 * FRAMES
+_PIXELS = 5_000_000  # looked at: 20 frames of 512×512
+_FIT_COST = 4.0  # times what predicting the same pixels takes
 _EDGE = 512  # px: of wider frames, a part
 
 
@@ -51,9 +52,20 @@ def _reach(level: int) -> int:
     return 3 * 2**level // 2 - 1 if level else 0
 
 
-def _blind(level: int, ring: int, halfwidth: int) -> bool:
-    """Whether a ring of a level shows nothing of the hidden pixels."""
-    return 2**level * ring > _reach(level) + halfwidth
+def _bank(halfwidth: int | None) -> np.ndarray:
+    """Return the rings as kernels, ``(rings, 7, 7)``, each of sum 1.
+
+    With a half-width, without the pixels that show something of the hidden square; a ring of which
+    nothing is left is 0.
+    """
+    y, x = np.mgrid[-_WIDEST : _WIDEST + 1, -_WIDEST : _WIDEST + 1]
+    bank = np.zeros((len(_RINGS), *y.shape), np.float32)
+    for kernel, (level, ring) in zip(bank, _RINGS, strict=True):
+        here = np.abs(np.hypot(y, x) - ring) <= 0.5
+        if halfwidth is not None:
+            here &= 2**level * np.maximum(np.abs(y), np.abs(x)) > _reach(level) + halfwidth
+        kernel[here] = 1 / max(1, here.sum())
+    return bank
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +79,15 @@ class LinearPrediction:
         (`Timeline.shift`), of the mean over each ring of each frame.
     halfwidth
         Half-width of the square that is hidden, pixels.
+    open_slots
+        Frames of a window that are seen whole.
     share
         Its part in the ensemble's mean.
     """
 
     weights: Tensor
     halfwidth: int
+    open_slots: tuple[int, ...]
     share: float = 0.0
 
     stride = 2 ** (_LEVELS - 1)
@@ -86,9 +101,23 @@ class LinearPrediction:
         if not 0 <= self.share <= 1 or not 0 <= self.halfwidth <= LARGEST_HOLE // 2:
             raise ShineError(f"a linear prediction cannot have {self.to_dict()}.")
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all but the weights as plain values for a checkpoint's header."""
-        return {"halfwidth": self.halfwidth, "share": self.share}
+        return {
+            "halfwidth": self.halfwidth, "open_slots": self.open_slots, "share": self.share,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], weights: Tensor) -> LinearPrediction:
+        """Rebuild what `to_dict` gave.
+
+        Raises
+        ------
+        ShineError
+            If the weights or the values fit no window.
+        """
+        slots = tuple(int(i) for i in values["open_slots"])
+        return cls(weights, int(values["halfwidth"]), slots, float(values["share"]))
 
     def __call__(self, window: Tensor, shift: int = 0) -> Tensor:
         """Predict the centre frame.
@@ -119,14 +148,13 @@ class LinearPrediction:
 
     @cached_property
     def _kernels(self) -> list[list[Tensor]]:
-        """For each shift and level ``(1, frames, 11, 11)``."""
-        away = torch.arange(-_WIDEST, _WIDEST + 1).abs()
-        distance = torch.maximum(away[:, None], away[None, :])
+        """For each shift and level ``(1, frames, 7, 7)``."""
+        whole, holed = (torch.from_numpy(_bank(k)) for k in (None, self.halfwidth))
         shifts, frames, _ = self.weights.shape
-        kernels = torch.zeros(shifts, _LEVELS, 1, frames, *distance.shape)
-        for k, (level, ring) in enumerate(_RINGS):
-            here = (distance == ring).float()
-            kernels[:, level, 0] += self.weights[:, :, k, None, None] * (here / here.sum())
+        banks = torch.stack([whole if i in self.open_slots else holed for i in range(frames)])
+        kernels = torch.zeros(shifts, _LEVELS, 1, *banks[:, 0].shape)
+        for k, (level, _) in enumerate(_RINGS):
+            kernels[:, level, 0] += self.weights[:, :, k, None, None] * banks[:, k]
         return [list(of_shift) for of_shift in kernels]
 
 
@@ -136,7 +164,7 @@ def _upsampled(x: Tensor, level: int) -> Tensor:
     return F.interpolate(x, scale_factor=2**level, mode="bilinear", align_corners=False)
 
 
-def _features(x: Tensor) -> Tensor:
+def _features(x: Tensor, bank: Tensor) -> Tensor:
     """Return the mean over each ring around every pixel: ``(h, w)`` → ``(rings, h, w)``."""
     height, width = x.shape
     stride = LinearPrediction.stride
@@ -145,20 +173,10 @@ def _features(x: Tensor) -> Tensor:
     for level in range(_LEVELS):
         if level:
             x = F.avg_pool2d(x, 2)
-        for ring in (ring for of, ring in _RINGS if of == level):
-            found.append(_upsampled(_ring_mean(x, ring)[None], level)[0, 0, :height, :width])
-    return torch.stack(found)
-
-
-def _ring_mean(x: Tensor, ring: int) -> Tensor:
-    """Return the mean over a square ring, as a difference of two boxes; zero counts outside."""
-
-    def box(d: int) -> Tensor:
-        side = 2 * d + 1
-        rows = F.avg_pool2d(x, (side, 1), 1, (d, 0))
-        return F.avg_pool2d(rows, (1, side), 1, (0, d)) * side**2
-
-    return x if not ring else (box(ring) - box(ring - 1)) / (8 * ring)
+        here = bank[[k for k, (of, _) in enumerate(_RINGS) if of == level], None]
+        means = _upsampled(F.conv2d(x[None], here, padding=_WIDEST), level)
+        found.append(means[0, :, :height, :width])
+    return torch.cat(found)
 
 
 def window_offsets(frames: int, shift: int) -> tuple[int, ...]:
@@ -174,7 +192,12 @@ def window_offsets(frames: int, shift: int) -> tuple[int, ...]:
 def blank(config: NetworkConfig) -> LinearPrediction:
     """Return one that predicts the mean, alone: to time it."""
     shape = (config.frames // 2 + 1, config.frames, len(_RINGS))
-    return LinearPrediction(torch.zeros(shape), 1, share=1.0)
+    return LinearPrediction(torch.zeros(shape), 1, config.open_slots, share=1.0)
+
+
+def fit_passes(movie: Movie) -> float:
+    """Return how many frames' worth of predicting it takes to measure the weights."""
+    return _FIT_COST * min(len(movie), _PIXELS / math.prod(movie.shape[1:]))
 
 
 def fit_linear(
@@ -185,7 +208,6 @@ def fit_linear(
     hole: Hole,
     *,
     blinded_lags: Sequence[int] = (),
-    frames: int = FRAMES,
     seed: int = 0,
 ) -> LinearPrediction:
     """Measure the best linear blind prediction of a movie.
@@ -199,8 +221,6 @@ def fit_linear(
     hole
         The blind spot that the noise asks for. One more pixel is hidden on every side: at low
         signal, noise correlated by a hundredth would outweigh what is to be predicted.
-    frames
-        How many frames to look at.
     seed
         Of the regions that are looked at in large frames.
 
@@ -210,30 +230,35 @@ def fit_linear(
         If the movie holds no usable frame.
     """
     halfwidth = min(max(hole) // 2 + 1, LARGEST_HOLE // 2)
+    bank = np.concatenate((_bank(None), _bank(halfwidth)))
     products, targets = _moments(
-        movie, health, normalisation, blinded_lags, lags=config.frames, frames=frames, seed=seed
+        movie, health, normalisation, blinded_lags, bank, lags=config.frames, seed=seed
     )
     if not len(targets):
         raise ShineError(f"{movie.name}: no frame is left to learn from.")
     half, rings = config.frames // 2, len(_RINGS)
-    free = np.array([_blind(level, ring, halfwidth) for level, ring in _RINGS])
     # What lies beyond half a frame has been seen from few pixels only.
     near = np.array([2**level * (ring + 0.5) <= min(movie.shape[1:]) / 2 for level, ring in _RINGS])
     measured = np.isfinite(targets).any(axis=(0, 2))  # which distances in time there are
     weights = np.zeros((half + 1, config.frames * rings))
     for shift in range(half + 1):
         offsets = window_offsets(config.frames, shift)
-        seen = np.concatenate(
+        # The rings of a slot, whole or holed, among those that were measured.
+        first = [0 if slot in config.open_slots else rings for slot in range(config.frames)]
+        of = [slice(k, k + rings) for k in first]
+        square = np.block(
             [
-                near & (free | (slot in config.open_slots)) & measured[abs(o)]
-                for slot, o in enumerate(offsets)
+                [products[abs(a - b)][i, j] for b, j in zip(offsets, of, strict=True)]
+                for a, i in zip(offsets, of, strict=True)
             ]
         )
-        square = np.block([[products[abs(a - b)] for b in offsets] for a in offsets])
-        wanted = np.concatenate([targets[:, abs(o)] for o in offsets], axis=1)[:, seen]
-        weights[shift, seen] = _solve(square[np.ix_(seen, seen)], wanted)
+        wanted = np.concatenate(
+            [targets[:, abs(o), i] for o, i in zip(offsets, of, strict=True)], axis=1
+        )
+        seen = np.concatenate([near & measured[abs(o)] for o in offsets]) & (np.diag(square) > 0)
+        weights[shift, seen] = _solve(square[np.ix_(seen, seen)], wanted[:, seen])
     shaped = weights.reshape(half + 1, config.frames, rings).astype(np.float32)
-    return LinearPrediction(torch.from_numpy(shaped), halfwidth)
+    return LinearPrediction(torch.from_numpy(shaped), halfwidth, config.open_slots)
 
 
 def _solve(square: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -264,9 +289,9 @@ def _moments(
     health: Health,
     normalisation: Normalisation,
     blinded_lags: Sequence[int],
+    bank: np.ndarray,
     *,
     lags: int,
-    frames: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measure how rings around a pixel go together, and with the pixel, over frame distances.
@@ -279,14 +304,16 @@ def _moments(
         ``(n, lags, rings)`` mean products of a pixel and the features of a frame that far away, for
         each frame that was looked at; NaN where it had no such partner.
     """
-    rings = len(_RINGS)
+    rings = len(bank)
+    banks = torch.from_numpy(bank).split(len(_RINGS))
     products, pairs = np.zeros((lags, rings, rings)), np.zeros(lags)
     targets = []
-    for run in _runs(movie, health, normalisation, blinded_lags, lags, frames, seed):
+    for run in _runs(movie, health, normalisation, blinded_lags, lags, seed):
         held: list[tuple[Tensor, Tensor]] = []
         for frame in run:
             x = torch.from_numpy(frame)
-            held = [*held, (_features(x).flatten(1), x.flatten())][-lags:]
+            features = torch.cat([_features(x, b) for b in banks]).flatten(1)
+            held = [*held, (features, x.flatten())][-lags:]
             new, pixel = held[-1]
             targets.append(np.full((lags, rings), np.nan))
             for lag, (old, before) in enumerate(reversed(held)):
@@ -305,7 +332,6 @@ def _runs(
     normalisation: Normalisation,
     blinded_lags: Sequence[int],
     lags: int,
-    frames: int,
     seed: int,
 ) -> Iterator[Iterator[np.ndarray]]:
     """Yield stretches of good frames of one scene, normalised and displaced by its drift."""
@@ -314,7 +340,8 @@ def _runs(
     scenes = [[t for t in good if timeline.segment[t] == s] for s in np.unique(timeline.segment)]
     length = 2 * lags
     stretches = [s[i : i + length] for s in scenes for i in range(0, len(s), length)]
-    count = min(len(stretches), max(1, round(frames / length)))
+    area = math.prod(min(n, _EDGE) for n in movie.shape[1:])
+    count = min(len(stretches), max(1, round(_PIXELS / (length * area))))
     bad, path = np.asarray(health.bad_pixels, bool), health.path
     rng = np.random.default_rng([seed, 8])
     picked = ((np.arange(count) + 0.5) * len(stretches) / max(1, count)).astype(int)

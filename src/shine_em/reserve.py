@@ -12,7 +12,7 @@ from .distillation import Schooling, passes
 from .doctor import Health
 from .ensemble import affordable, measuring_passes
 from .errors import ShineError
-from .linear import FIT_PASSES, blank
+from .linear import blank, fit_passes
 from .movie import Movie
 from .network import NetworkConfig, build
 from .patches import Normalisation
@@ -76,7 +76,7 @@ def reserve(
     linear = fitting = 0.0
     if plan.candidates:
         linear = seconds(replace(untrained, linear=blank(plan.config)))
-        fitting = FIT_PASSES * linear
+        fitting = 1.1 * fit_passes(movie) * linear
 
     tried = plan.candidates or plan.holes
     alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
