@@ -7,6 +7,7 @@ that the system reports for a child begins at the size of its parent.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -42,6 +43,27 @@ class Frames:
     def frame(self, t: int) -> Any:
         """Return a frame."""
         return self._frames[t]
+
+
+def job_options(
+    about: str, *, frames: int, quick: tuple[int, int, str], **counts: int
+) -> argparse.Namespace:
+    """Parse the options of a benchmark of the whole job; results are None with ``--quick``.
+
+    ``about`` is the script's docstring, ``frames`` the number of frames by default, ``quick`` what
+    takes the place of frames, size and time budget, ``counts`` further whole numbers.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
+    for name, value in {"frames": frames, "size": 512, **counts}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--time-budget", help="default: the command's own")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON")
+    a = parser.parse_args()
+    if a.quick:
+        a.frames, a.size, a.time_budget = quick
+        a.results = None
+    return a
 
 
 def run(command: Sequence[str | Path]) -> Measured:

@@ -6,7 +6,6 @@ python benchmarks/default_job.py --quick          # does it run? 1 to 2 minutes,
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,16 +17,7 @@ from common import Number
 
 def main() -> None:
     """Simulate a movie, run ``shine denoise`` on it, compare with the truth."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--time-budget", help="default: the command's own")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
-    a = parser.parse_args()
-    if a.quick:
-        a.frames, a.size, a.time_budget, a.results = 12, 128, "40s", None
+    a = common.job_options(__doc__, frames=100, seed=1, quick=(12, 128, "40s"))
     described = common.machine()
     extra = ["--time-budget", a.time_budget] if a.time_budget else []
     with tempfile.TemporaryDirectory(prefix="shine-job-") as scratch:

@@ -6,7 +6,6 @@ python benchmarks/trust.py --quick          # does it run? 2 minutes, no result
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 def main() -> None:
     """Denoise movies of nothing and a scene with a truth, and print what was made of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
-    parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--time-budget", help="default: the command's own")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
-    a = parser.parse_args()
-    if a.quick:
-        a.frames, a.size, a.time_budget, a.results = 16, 128, "25s", None
+    a = common.job_options(__doc__, frames=64, seeds=1, quick=(16, 128, "25s"))
     described = common.machine()
     print(f"Machine: {common.machine_line(described)}\n")
     budget = {"time_budget": a.time_budget}
