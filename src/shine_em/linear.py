@@ -41,7 +41,9 @@ _WIDEST = 3  # the largest ring of each level, in its pixels
 _RINGS = tuple(
     (level, d) for level in range(_LEVELS) for d in range(2 if level else 0, _WIDEST + 1)
 )
-_RIDGE = 1e-4  # of each feature's own power: keeps rings that look alike from pulling against
+# Combinations of features with less than this power, each feature having 1, get no weight: rings
+# that look alike would pull against each other.
+_WEAKEST = 1e-3
 _PIXELS = 5_000_000  # looked at: 20 frames of 512×512
 _FIT_COST = 4.0  # times what predicting the same pixels takes
 _EDGE = 512  # px: of wider frames, a part
@@ -264,6 +266,10 @@ def fit_linear(
 def _solve(square: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the least-squares weights, shrunk by the part of what they explain that is chance.
 
+    The products are means over other pairs of frames for every distance in time, so that together
+    they need not be those of any movie: combinations of features can come out with a negative
+    power. What is as weak as the most negative one is left out, it could get any weight.
+
     Parameters
     ----------
     square
@@ -272,15 +278,19 @@ def _solve(square: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         ``(n, k)`` mean products of features and pixel in each frame; NaN where a frame had no
         partner. How they scatter from frame to frame says what noise alone would explain.
     """
-    square = square + np.diag(_RIDGE * np.diag(square))
+    scale = np.sqrt(np.diag(square))
+    power, vectors = np.linalg.eigh(square / np.outer(scale, scale))
+    known = power > max(_WEAKEST, -power[0])
+    directions = vectors[:, known] / scale[:, None]
+    inverse = (directions / power[known]) @ directions.T
     mean = np.nanmean(wanted, axis=0)
-    weights = np.linalg.lstsq(square, mean, rcond=None)[0]
+    weights = inverse @ mean
     whole = wanted[np.isfinite(wanted).all(axis=1)]
     explained = float(weights @ mean)
     if len(whole) < 3 or explained <= 0:
         return np.asarray(weights)
     off = (whole - whole.mean(0)).T
-    scatter = float((off * np.linalg.lstsq(square, off, rcond=None)[0]).sum()) / (len(whole) - 1)
+    scatter = float((off * (inverse @ off)).sum()) / (len(whole) - 1)
     return np.asarray(weights * max(0.0, 1 - scatter / len(wanted) / explained))
 
 
