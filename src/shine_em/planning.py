@@ -287,8 +287,17 @@ def training_holes(hole: Hole) -> tuple[Hole, ...]:
     What is learned through several holes depends less on the pixels at the rim of any of them,
     where a little of the noise is still correlated with the hidden pixel's. On simulated Au growth,
     four holes instead of two bring 0.2 dB, and 1.4 dB by the authors' min-max protocol.
+
+    Where the noise is correlated along one axis only, the holes grow along that axis first and
+    across every second time: 1x5, 1x7, 3x7, 3x9. Across, the rim is white, and a wider hole hides
+    pixels for nothing. On simulated STEM (128 px, 200 steps, two seeds) this is 0.2 and 0.1 dB
+    closer to the truth than growing along both; 1x5, 1x7, 1x9, 3x7 was 0.25 dB further (one seed).
     """
-    wider = ((hole[0] + n, hole[1] + n) for n in (0, 2, 4, 6))
+    across, along = (0, 2, 4, 6), (0, 2, 4, 6)
+    if (hole[0] > 1) != (hole[1] > 1):
+        across, along = (0, 0, 2, 2), (0, 2, 2, 4)
+    rows, columns = (along, across) if hole[0] > hole[1] else (across, along)
+    wider = ((hole[0] + m, hole[1] + n) for m, n in zip(rows, columns, strict=True))
     return tuple(h for h in wider if max(h) <= LARGEST_HOLE)
 
 
