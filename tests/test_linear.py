@@ -17,7 +17,7 @@ from small import model, noisy
 import shine_em as shine
 from shine_em.denoising import Denoiser
 from shine_em.doctor import check
-from shine_em.linear import LinearPrediction, fit_linear, window_offsets
+from shine_em.linear import LinearPrediction, _solve, fit_linear, window_offsets
 from shine_em.movie import Movie
 from shine_em.network import Hole, NetworkConfig
 from shine_em.patches import Normalisation, Timeline
@@ -147,6 +147,18 @@ def test_close_to_the_best_linear_filter_there_is() -> None:
     assert bound < 0.5 * constant
     error = ((out - truth) ** 2).mean()
     assert bound < error < bound + 0.25 * (constant - bound)
+
+
+def test_products_that_no_movie_could_have_give_no_wild_weights() -> None:
+    # Two features of the power 1 whose measured product is above 1: their difference has a negative
+    # power, and would get a weight of 5.
+    square = np.array([[1.0, 1.001], [1.001, 1.0]])
+    wanted = np.array([[0.50, 0.51]] * 2)
+    np.testing.assert_allclose(_solve(square, wanted), 0.505 / 2.001, rtol=1e-6)
+    # The unit of a feature does not matter.
+    unit = np.diag([1.0, 100.0])
+    found = _solve(unit @ square @ unit, wanted @ unit)
+    np.testing.assert_allclose(unit @ found, 0.505 / 2.001, rtol=1e-6)
 
 
 def test_pure_noise_stays_flat() -> None:
