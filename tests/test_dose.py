@@ -284,7 +284,7 @@ def test_short_movies_are_refused_or_tested_at_fewer_rates() -> None:
 def test_of_a_large_movie_as_much_is_used_as_the_time_allows() -> None:
     movie = shine.Movie(LazyFrames(lambda _t: np.zeros((192, 256)), (40, 192, 256), np.float32))
     # At a microsecond per pixel a third of the time must do for all pixels, and for the halves'.
-    whole = 3e-6 * (40 + 32) * 192 * 256
+    whole = 3e-6 * (40 + 32 + 2 * 5) * 192 * 256
     assert _part(movie, 1.01 * whole, 1e-6, 2) == (movie, ())
     part, notes = _part(movie, 0.9 * whole, 1e-6, 2)
     assert part.shape == (32, 192, 256)

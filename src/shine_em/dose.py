@@ -29,6 +29,7 @@ from .dose_measures import (
     snr_kept,
 )
 from .dose_thinning import ElectronNoise, Skipping, electron_noise, slower, thin
+from .error_estimate import FRAMES
 from .errors import ShineError
 from .events import Event, Listener
 from .job import denoise
@@ -133,7 +134,7 @@ def advise(
             "not: they may look better here than they would be.",
         )
     per_pixel = 0.0 if budget is None else _seconds_per_pixel(movie, plan, options)
-    seconds = None if budget is None else budget / len(todo)
+    seconds = None if budget is None else (budget - (time.monotonic() - begun)) / len(todo)
     part, said = _part(movie, seconds, per_pixel, skips[-1])
     pace = per_pixel * part.shape[1] * part.shape[2]
     notes += said
@@ -158,7 +159,15 @@ def advise(
             skipping=skipping,
         )  # fmt: skip
         clock = time.monotonic()
-        here = _denoised(version, fraction, skip, skipping, electrons, options, share, show)
+        try:
+            here = _denoised(version, fraction, skip, skipping, electrons, options, share, show)
+        except ShineError as error:
+            if budget is None:
+                raise
+            raise ShineError(
+                f"{error}\nThis is about {name}, one of {len(todo)} levels that share the time: a "
+                f"--time-budget named here is for one level, give {len(todo)} times as much."
+            ) from None
         full = full or here
         if number == 0 and measure is None:
             frames = [full.clean(t) for t in _spread(len(part), _COMPARED)]
@@ -335,9 +344,11 @@ def _part(
     the frames' borders.
     """
     n, height, width = movie.shape
-    most = _MOST_PIXELS if seconds is None else min(_MOST_PIXELS, seconds / 3 / per_pixel)
+    most = _MOST_PIXELS
+    if seconds is not None:
+        most = min(most, max(seconds, _LEAST_S / 2) / 3 / per_pixel)
     area = float(height * width)
-    extra = 4 * _PAIRS  # frames of the halves, in the job and here
+    extra = 4 * _PAIRS + 2 * FRAMES  # frames of the halves, in the job and here; its error
     if (n + extra) * area <= most:
         return movie, ()
     enough = min(n, max(24, 2 * LEAST_FRAMES * skip))
@@ -423,12 +434,7 @@ class _Show:
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        stages = {
-            "training": (5, 60),
-            "denoising": (65, 25),
-            "comparing even and odd frames": (90, 0),
-        }
-        start, span = stages.get(event.stage, (0, 0))
+        start, span = _SHARES.get(event.stage, (0, 0))
         self.reached = max(self.reached, round(start + span * event.done / max(event.total, 1)))
         left: float | None = None
         if self.budget is not None:
