@@ -17,6 +17,7 @@ from shine_em.movie import Movie
 from shine_em.noise import NoiseStatistics, noise_statistics
 from shine_em.observing import Observer
 from shine_em.report import ReportData, methods_text, write_report
+from shine_em.report_uncertainty import UncertaintyPicture, uncertainty_text
 
 HOSTILE = "<script>alert('x')</script> & \"movie\" {{ 7*7 }} </title>"
 TRAINING = {
@@ -385,3 +386,24 @@ def test_uncalibrated_movies_have_a_bar_in_pixels(browser, data, tmp_path) -> No
     assert opened.locator("#bar-label").inner_text() == "20 px"
     assert opened.locator("#where").inner_text() == f"frame {data.observations.kept[8]} of 20"
     opened.close()
+
+
+def test_the_uncertainty_map_is_shown_where_it_was_asked_for(data, page_path, browser, tmp_path):
+    frame = data.observations.denoised[3].astype(float)
+    error = 1 + np.indices(frame.shape)[1] / 10
+    picture = UncertaintyPicture(3, frame, error, "counts", doubtful=True)
+    path = write_report(tmp_path / "r.html", replace(data, uncertainty=picture))
+    opened = browser.new_page()
+    opened.goto(path.as_uri())
+    section = opened.locator("#uncertainty")
+    words = section.inner_text()
+    assert "frame 4" in words
+    assert "fit ended at a limit" in words
+    drawn = section.locator("svg").inner_html()
+    assert drawn.count("<image") == 4  # two pictures and their colour bars
+    assert "± / counts" in section.locator("svg").text_content()
+    box = section.locator("svg").bounding_box()
+    assert box["width"] > 300
+    opened.close()
+    assert 'id="uncertainty"' not in page_path.read_text("utf-8")
+    assert "limit" not in uncertainty_text(replace(picture, doubtful=False))

@@ -20,6 +20,7 @@ from .job import Interrupted, Result, history, run
 from .movie import Movie
 from .planning import Options
 from .report import ReportData, write_report
+from .report_uncertainty import uncertainty_picture
 from .uncertainty import error_history
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]
@@ -262,6 +263,11 @@ def report_data(
         denoised_by=result.denoised_by,
         drift=result.drift,
         registered=state.settings.registered,
+        uncertainty=None
+        if outputs.uncertainty is None
+        else uncertainty_picture(
+            read(outputs.movie), read(outputs.uncertainty), result.health, model
+        ),
     )
 
 

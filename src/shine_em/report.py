@@ -19,6 +19,7 @@ from .noise import NoiseStatistics
 from .observing import Observations
 from .registration import Drift
 from .report_error import error_sentences, error_tile, hole_text, weighted_holes
+from .report_uncertainty import UncertaintyPicture, uncertainty_figure, uncertainty_text
 from .residual import ResidualTest, with_error
 from .viewing import percentile_range, scale_bar, shared_contrast
 
@@ -71,6 +72,8 @@ class ReportData:
     drift, registered
         How the scene drifts, None where that was not measured; and whether neighbouring frames
         were displaced by it.
+    uncertainty
+        A frame with its uncertainty map, where one was asked for.
     """
 
     movie: Mapping[str, str]
@@ -88,6 +91,7 @@ class ReportData:
     denoised_by: str = ""
     drift: Drift | None = None
     registered: bool = False
+    uncertainty: UncertaintyPicture | None = None
 
 
 def write_report(path: str | Path, report: ReportData, *, overwrite: bool = False) -> Path:
@@ -200,7 +204,10 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
 
 def _taught_by(report: ReportData) -> str:
     origin = report.provenance.get("fine-tuned from")
-    return f"fine-tuned from {origin}" if origin else "trained on the noisy movie alone"
+    if origin:
+        return f"fine-tuned from {origin}"
+    begun = report.provenance.get("training began from")
+    return "trained on the noisy movie alone" + (f", beginning from {begun}" if begun else "")
 
 
 def _training_sentence(training: Mapping[str, Any]) -> str:
@@ -301,6 +308,8 @@ def _page(report: ReportData) -> str:
         halves=report.halves_snr,
         drift=report.drift,
         registered=report.registered,
+        uncertainty=(off := report.uncertainty)
+        and (Markup(uncertainty_figure(off)), uncertainty_text(off)),
     )
 
 

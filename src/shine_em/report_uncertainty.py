@@ -1,0 +1,130 @@
+"""What the report shows of the uncertainty map: one frame of it, beside the denoised frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .doctor import Health
+from .movie import Movie
+from .uncertainty import Calibration
+from .viewing import percentile_range
+
+if TYPE_CHECKING:
+    from .checkpoint import Model
+
+__all__ = ["UncertaintyPicture", "uncertainty_figure", "uncertainty_picture", "uncertainty_text"]
+
+_SIDE = 512  # px: larger pictures are averaged down
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyPicture:
+    """A frame with its uncertainty map.
+
+    Attributes
+    ----------
+    frame
+        Its number, from 0.
+    denoised, error
+        ``(y, x)`` the denoised frame and its standard error, in the movie's units.
+    unit
+        Of the intensity; empty where it is not known.
+    doubtful
+        Whether the calibration's fit ended at a limit of what is credible.
+    """
+
+    frame: int
+    denoised: np.ndarray
+    error: np.ndarray
+    unit: str = ""
+    doubtful: bool = False
+
+
+def uncertainty_picture(
+    denoised: Movie, errors: Movie, health: Health, model: Model
+) -> UncertaintyPicture | None:
+    """Return the middle frame with its map, of the movies that were written.
+
+    Parameters
+    ----------
+    denoised, errors
+        The denoised movie and its standard errors.
+    health
+        The movie's input check; of blank frames there is no map.
+    model
+        The model, with the map's calibration.
+
+    Returns
+    -------
+    UncertaintyPicture or None
+        None where all frames are blank or the model holds no calibration.
+    """
+    usable = np.flatnonzero(~np.asarray(health.blank, bool))
+    if model.uncertainty is None or not len(usable):
+        return None
+    t = int(usable[np.abs(usable - len(denoised) // 2).argmin()])
+    return UncertaintyPicture(
+        t, np.asarray(denoised.frame(t), np.float64), np.asarray(errors.frame(t), np.float64),
+        denoised.intensity_unit or "", Calibration.from_dict(model.uncertainty).doubtful,
+    )  # fmt: skip
+
+
+def uncertainty_figure(picture: UncertaintyPicture) -> str:
+    """Draw the denoised frame and its map side by side, each with a colour bar, as SVG."""
+    from .report_figures import _Figure
+
+    height, width = picture.error.shape
+    # Inches: bars and margins beside two pictures of the frame's shape.
+    side = 3.6 * min(1.0, width / height)
+    tall = side * height / width
+    size = (2 * side + 2.2, tall + 0.3)
+    unit = picture.unit or "the movie's units"
+    with _Figure("uncertainty", "Denoised frame and standard error of its pixels", size=size) as (
+        figure,
+        first,
+    ):
+        for k, (axes, image, colours, label) in enumerate(
+            (
+                (first, picture.denoised, "gray", f"denoised / {unit}"),
+                (figure.add_axes((0, 0, 1, 1)), picture.error, "viridis", f"± / {unit}"),
+            )
+        ):
+            image = _averaged(image)
+            low, high = percentile_range(image[np.isfinite(image)], 0.5)
+            left = 0.05 + k * (side + 1.1)
+            axes.set_position((left / size[0], 0.15 / size[1], side / size[0], tall / size[1]))
+            drawn = axes.imshow(image, cmap=colours, vmin=low, vmax=high, aspect="auto")
+            axes.set_axis_off()
+            place = (left + side + 0.08) / size[0], 0.15 / size[1], 0.12 / size[0], tall / size[1]
+            bar = figure.colorbar(drawn, cax=figure.add_axes(place))
+            bar.set_label(label)
+            bar.outline.set_linewidth(0.4)
+    return str(figure.svg)
+
+
+def uncertainty_text(picture: UncertaintyPicture) -> str:
+    """Return in words what the intervals mean, and whether they are to be doubted."""
+    text = (
+        f"Right: the standard error of every pixel of frame {picture.frame + 1}. About 68 of 100 "
+        "pixels should lie within ± 1 and 95 within ± 1.96 times this of the picture without "
+        "noise, as far as the noisy movie alone can tell; neighbouring pixels err together."
+    )
+    if picture.doubtful:
+        text += (
+            " The fit ended at a limit of what is credible: the map may be wrong by a factor of "
+            "two or more."
+        )
+    return text
+
+
+def _averaged(image: np.ndarray) -> np.ndarray:
+    """Average blocks of pixels of a ``(y, x)`` image that is larger than is shown."""
+    step = -(-max(image.shape) // _SIDE)
+    rows, columns = (max(n // step, 1) for n in image.shape)
+    if step == 1:
+        return image
+    cut = image[: rows * step, : columns * step]
+    return np.asarray(cut.reshape(rows, step, columns, step).mean((1, 3)))
