@@ -1,4 +1,4 @@
-"""Training that begins with another movie's model: what is taken over, and what is refused."""
+"""Training that begins with shipped weights or another movie's model: what is taken over."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import model, noisy, scene
 
 import shine_em as shine
+from shine_em import job, warm_start
 from shine_em.cli import main
 from shine_em.events import Event
 from shine_em.job import Interrupted, run
+from shine_em.network import NetworkConfig, build
 from shine_em.planning import Options, prepare
-from shine_em.warm_start import beginning
+from shine_em.simulate import au_growth
+from shine_em.training import train
+from shine_em.warm_start import beginning, shipped_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def distance(result: shine.Result, truth: np.ndarray) -> float:
 def test_fine_tuning_reaches_in_a_fifth_of_the_steps_what_training_from_nothing_does(old):
     raw, truth = noisy(seed=2), scene(seed=2)
     warm = shine.denoise(raw, model=old, fine_tune=True, steps=8)
-    assert distance(warm, truth) < 1.05 * distance(shine.denoise(raw, steps=40), truth)
+    cold = shine.denoise(raw, steps=40, from_scratch=True)
+    assert distance(warm, truth) < 1.05 * distance(cold, truth)
 
 
 def test_everything_but_the_weights_is_the_new_movies(old):
@@ -70,6 +76,78 @@ def test_an_interrupted_fine_tuning_is_resumed(old, tmp_path: Path):
     whole = shine.denoise(raw, **how)
     np.testing.assert_array_equal(np.stack([out[t] for t in range(12)]), whole.movie.data)
     assert resumed.model.provenance["fine-tuned from"] == whole.model.provenance["fine-tuned from"]
+
+
+def test_training_begins_with_the_shipped_weights_and_says_so(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shine.write(shine.Movie.from_array(noisy()), "movie.tif")
+    with pytest.raises(SystemExit) as done:
+        main(["denoise", "movie.tif", "--steps", "4", "--keep-model"])
+    assert not done.value.code
+    made = shine.Model.load("movie_model.safetensors")
+    assert "simulated" in made.provenance["training began from"]
+    assert "shipped weights" in job.history(made)
+    assert "taught on simulated movies" in Path("movie_report.html").read_text("utf-8")
+    # Never used as they are.
+    shipped = shipped_weights(made.config)
+    assert shipped is not None
+    assert any((made.state.best[k] != v).any() for k, v in shipped.items())
+
+
+def test_from_scratch_nothing_of_them_is_used():
+    raw = noisy(12, 48, 48)
+    plain = shine.denoise(raw, steps=4)
+    alone, again = (shine.denoise(raw, steps=4, from_scratch=True) for _ in range(2))
+    assert "training began from" not in alone.model.provenance
+    np.testing.assert_array_equal(alone.movie.data, again.movie.data)
+    assert (np.asarray(alone.movie.data) != np.asarray(plain.movie.data)).any()
+    with pytest.raises(shine.ShineError, match="leave out one"):
+        Options(from_scratch=True, fine_tune=True)
+
+
+def test_long_trainings_do_without_them(monkeypatch):
+    raw = noisy(12, 48, 48)
+    alone = shine.denoise(raw, steps=6, from_scratch=True)
+    monkeypatch.setattr(job, "SHORT", 6)
+    monkeypatch.setattr(warm_start, "SHORT", 6)
+    long = shine.denoise(raw, steps=6)
+    np.testing.assert_array_equal(long.movie.data, alone.movie.data)
+    assert "training began from" not in long.model.provenance
+
+
+def test_weights_to_begin_with_are_dropped_once_the_time_turns_out_to_suffice():
+    movie = shine.Movie.from_array(noisy(12, 48, 48))
+    plan = prepare(movie, Options())
+    # Weights of which nothing can be learned.
+    dead = {k: torch.zeros_like(v) for k, v in build(plan.config).state_dict().items()}
+    for limit, alive in ((4, True), (None, False)):
+        state = train(
+            movie, plan.health, plan.config, plan.settings, seconds=4.0, start_from=dead,
+            start_limit=limit,
+        )  # fmt: skip
+        assert bool(state.best["mix.weight"].any()) is alive
+
+
+def test_short_trainings_gain_by_the_shipped_weights():
+    made = au_growth(frames=12, size=96, seed=11)
+    truth = np.asarray(made.truth.data)
+    warm, cold = (
+        shine.denoise(made.noisy, steps=20, ensemble=False, from_scratch=alone)
+        for alone in (False, True)
+    )
+    assert distance(warm, truth) < 0.7 * distance(cold, truth)
+
+
+def test_the_shipped_weights_are_small_and_fit_the_default_network_alone():
+    weights = shipped_weights(NetworkConfig(paper_radius=4))
+    assert weights is not None
+    build(NetworkConfig()).load_state_dict(weights)
+    assert sum(v.numel() * v.element_size() for v in weights.values()) < 2_000_000
+    for other in (
+        NetworkConfig(frames=3, open_slots=(0, 2)), NetworkConfig(open_slots=(0, 4)),
+        NetworkConfig("paper", channels=64), NetworkConfig(channels=8),
+    ):  # fmt: skip
+        assert shipped_weights(other) is None
 
 
 def test_fine_tuning_without_a_model_is_refused():

@@ -25,6 +25,7 @@ from .cli_options import (
     FineTune,
     Frames,
     FrameTime,
+    FromScratch,
     HoleText,
     Overwrite,
     PixelSize,
@@ -127,6 +128,7 @@ def denoise(
         Parameter("--model", group=HOW, help="Use this trained model as it is, do not train."),
     ] = None,
     fine_tune: FineTune = False,
+    from_scratch: FromScratch = False,
     resume: Annotated[
         Path | None,
         Parameter("--resume", group=HOW, help="Go on training this interrupted model."),
@@ -147,7 +149,7 @@ def denoise(
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
         ensemble=ensemble, register=register, student=student, seed=seed, device=device,
-        precision=precision, fine_tune=fine_tune,
+        precision=precision, fine_tune=fine_tune, from_scratch=from_scratch,
     )  # fmt: skip
     if resume is not None and (model is not None or fine_tune):
         raise ShineError(
@@ -214,6 +216,7 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    from_scratch: FromScratch = False,
     resume: Annotated[
         Path | None,
         Parameter("--resume", group=HOW, help="Go on training this interrupted model."),
@@ -233,7 +236,7 @@ def train(
     options = _options(
         preset=preset, time_budget=time_budget, steps=steps, hole=hole, frames=window,
         ensemble=ensemble, register=register, student=student, seed=seed, device=device,
-        precision=precision,
+        precision=precision, from_scratch=from_scratch,
     )  # fmt: skip
     source = named_after(file)
     path = source.with_name(f"{source.stem}_model.safetensors")

@@ -91,6 +91,16 @@ FineTune = Annotated[
         "time), instead of using it as it is.",
     ),
 ]
+FromScratch = Annotated[
+    bool,
+    Parameter(
+        "--from-scratch",
+        group=HOW,
+        negative="",
+        help="Begin even short trainings (below 150 steps) with random weights, instead of those "
+        "taught on simulated movies that shine-em brings along.",
+    ),
+]
 Register = Annotated[
     Literal["auto", "always", "never"],
     Parameter(

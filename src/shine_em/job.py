@@ -32,7 +32,7 @@ from .reserve import REPORT_S, distilling_s, duration_text, reserve
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
 from .uncertainty import error_history, uncertainty_warnings, with_errors
-from .warm_start import ORIGIN, beginning, fine_tuning_s
+from .warm_start import BEGINNING, ORIGIN, SHORT, beginning, fine_tuning_s, origin_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
 
@@ -122,7 +122,7 @@ def denoise(
     progress: Listener | None = None,
     **options: Any,
 ) -> Result:
-    """Denoise a movie in memory, trained on nothing but itself.
+    """Denoise a movie in memory, trained on itself.
 
     Parameters
     ----------
@@ -182,7 +182,8 @@ def history(model: Model) -> str:
         f"{model.averaged}{', repeated by a student in one pass' if model.student else ''}, "
         f"{model.state.best_step} steps, seed {model.state.settings.seed}"
         f"{', neighbours registered' if model.state.settings.registered else ''}"
-        f"{', fine-tuned' if ORIGIN in model.provenance else ''})"
+        f"{', fine-tuned' if ORIGIN in model.provenance else ''}"
+        f"{', begun from shipped weights' if BEGINNING in model.provenance else ''})"
     )
 
 
@@ -371,12 +372,13 @@ def _fit(
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=seconds, device=device, precision=precision,
-        resume=resume.state if resume else None, start_from=weights, progress=listen,
+        resume=resume.state if resume else None, start_from=weights,
+        start_limit=SHORT if BEGINNING in origin else None, progress=listen,
     )  # fmt: skip
     model = Model(
         state, normalisation, plan.holes, 0.0, plan.noise.to_dict(),
         {
-            **versions(), **origin, "seed": state.settings.seed,
+            **versions(), **origin_of(origin, state.settings.steps), "seed": state.settings.seed,
             "input": str(movie.source or movie.name), "input_hash": fingerprint,
             "device": str(device), "precision": precision,
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -66,6 +66,8 @@ class Options:
     fine_tune
         Train the model that is given further on this movie, instead of using it as it is; where
         neither ``time_budget`` nor ``steps`` is given, for a fifth of the usual training time.
+    from_scratch
+        Begin even short trainings with random weights, instead of those that shine-em brings along.
     uncertainty
         Whether the standard error of every pixel is wanted, for which time must be kept.
     register
@@ -86,6 +88,7 @@ class Options:
     register: str = "auto"
     student: str = "auto"
     fine_tune: bool = False
+    from_scratch: bool = False
     uncertainty: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +108,11 @@ class Options:
             raise ShineError(f"register must be auto, always or never, not {self.register!r}.")
         if self.student not in ("auto", "always", "never"):
             raise ShineError(f"student must be auto, always or never, not {self.student!r}.")
+        if self.from_scratch and self.fine_tune:
+            raise ShineError(
+                "Fine-tuning begins with a model's weights, --from-scratch with random ones: leave "
+                "out one of the two."
+            )
         if self.student == "always" and not (self.ensemble and self.preset == "lean"):
             raise ShineError(
                 "A student repeats the lean network's ensemble: leave out --student, or --preset "

@@ -165,6 +165,7 @@ def train(
     precision: str = "fp32",
     resume: TrainedState | None = None,
     start_from: dict[str, Tensor] | None = None,
+    start_limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedState:
     """Train a network on a movie and return its state.
@@ -182,6 +183,9 @@ def train(
         The state of an interrupted run of the same settings, to be continued.
     start_from
         Weights to begin with (fine-tuning); None for fresh ones from the seed.
+    start_limit
+        Fresh ones after all where there are so many steps or more: where the number follows from
+        the time, the few steps until it is known are made anew.
     progress
         Called after each step. A KeyboardInterrupt during training does not lose it: the state
         so far is returned, with ``stopped`` saying "interrupted".
@@ -193,7 +197,10 @@ def train(
     """
     device = torch.device(device)
     trainer = _Trainer(movie, health, config, settings, normalisation, device, precision)
-    return trainer.run(seconds=seconds, resume=resume, start_from=start_from, progress=progress)
+    return trainer.run(
+        seconds=seconds, resume=resume, start_from=start_from, start_limit=start_limit,
+        progress=progress,
+    )  # fmt: skip
 
 
 def hold_out(movie: Movie, health: Health, count: int) -> tuple[list[int], np.ndarray | None]:
@@ -279,6 +286,7 @@ class _Trainer:
         seconds: float | None,
         resume: TrainedState | None,
         start_from: dict[str, Tensor] | None,
+        start_limit: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> TrainedState:
         started = time.monotonic()
@@ -287,7 +295,11 @@ class _Trainer:
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build(self.config)
-        if start_from is not None:
+        steps = settings.steps or self._steps_from_epochs(seconds)
+        most = start_limit or math.inf
+        fresh = None  # to go back to, as long as the number of steps is not known
+        if start_from is not None and (steps or 0) < most:
+            fresh = _copy(network.state_dict()) if steps is None else None
             network.load_state_dict(start_from)
         if resume is not None:
             network.load_state_dict(resume.current)
@@ -305,7 +317,6 @@ class _Trainer:
         kept = state.average or _copy(named)
         average = {k: kept[k].to(self.device).clone() for k in named}  # in the order of `named`
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        steps = settings.steps or self._steps_from_epochs(seconds)
         planner = Planner(seconds, started, first=state.step)
         broken = 0
 
@@ -348,6 +359,12 @@ class _Trainer:
                         steps = planner.steps(step)
                         if steps is not None:
                             state.settings = replace(settings, steps=steps)
+                        if steps is not None and fresh is not None and steps >= most:
+                            network.load_state_dict(fresh)
+                            average = {k: v.detach().clone() for k, v in named.items()}
+                            optimisers = make_optimisers(
+                                settings.optimiser, named, settings.learning_rate
+                            )
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):

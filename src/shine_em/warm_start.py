@@ -1,13 +1,15 @@
-"""Training that does not begin from nothing: a model of another movie, fine-tuned on this one.
+"""Training that does not begin from nothing: from shipped weights, or from another movie's model.
 
 The weights alone are taken over. What a movie's own statistics decide (check, normalisation,
 noise, hole, ensemble, offset) is measured on the new movie, and the optimiser begins afresh.
-Measured in docs/warm_start.md.
+The shipped weights were taught on simulated movies (``scripts/make_starting_point.py``), and are
+always trained further on the user's movie. Measured in docs/warm_start.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from torch import Tensor
@@ -17,13 +19,27 @@ from .errors import ShineError
 from .network import NetworkConfig
 from .planning import Options, Plan
 
-__all__ = ["FINE_TUNING_SHARE", "ORIGIN", "beginning", "fine_tuning_s"]
+__all__ = [
+    "BEGINNING",
+    "FINE_TUNING_SHARE",
+    "ORIGIN",
+    "SHORT",
+    "beginning",
+    "fine_tuning_s",
+    "origin_of",
+    "shipped_weights",
+]
 
 # What a fine-tuned network needs of the training that one from nothing gets.
 FINE_TUNING_SHARE = 0.2
 
 # Under which name a model's provenance tells what its training began with.
 ORIGIN = "fine-tuned from"
+BEGINNING = "training began from"
+
+_SHIPPED = "starting_point.safetensors"
+# Steps from which on random weights end as well or better (docs/warm_start.md).
+SHORT = 150
 
 
 def beginning(
@@ -45,7 +61,8 @@ def beginning(
     Returns
     -------
     weights : dict or None
-        The weights to begin with; None for fresh ones, or those of ``resume``.
+        The weights to begin with: the given model's or the shipped ones. None for random ones, or
+        those of ``resume``.
     plan : Plan
         With the recipe that suits such a beginning.
     provenance : dict
@@ -58,11 +75,14 @@ def beginning(
         shape than the model's.
     """
     if resume is not None:
-        return None, plan, {k: v for k, v in resume.provenance.items() if k == ORIGIN}
+        known = (ORIGIN, BEGINNING)
+        return None, plan, {k: v for k, v in resume.provenance.items() if k in known}
     if model is None:
         if options.fine_tune:
             raise ShineError("Fine-tuning trains a model further: say which one, with --model.")
-        return None, plan, {}
+        weights = None if options.from_scratch else shipped_weights(plan.config)
+        said = {BEGINNING: "weights taught on simulated movies"} if weights else {}
+        return weights, plan, said
     if reason := _misfit(model.config, plan.config):
         raise ShineError(f"{name}: the model cannot be fine-tuned on this movie. {reason}")
     usual = plan.settings.epochs
@@ -70,6 +90,36 @@ def beginning(
     settings = replace(plan.settings, epochs=epochs)
     origin = {ORIGIN: f"the model of {_movie_of(model)}"}
     return model.state.best, replace(plan, settings=settings), origin
+
+
+def shipped_weights(config: NetworkConfig) -> dict[str, Tensor] | None:
+    """Return the weights that training begins with; None for a network of another layout.
+
+    Parameters
+    ----------
+    config
+        Of the network that is to be trained. The weights are the default's: lean, five frames,
+        all neighbours seen whole.
+    """
+    usual = NetworkConfig(paper_radius=config.paper_radius)  # which a lean network does not have
+    if config != usual:
+        return None
+    from safetensors.torch import load
+
+    return load(resources.files(__package__).joinpath(_SHIPPED).read_bytes())
+
+
+def origin_of(known: dict[str, str], steps: int | None) -> dict[str, str]:
+    """Return what a trained model's provenance tells of its beginning.
+
+    Parameters
+    ----------
+    known
+        What `beginning` returned.
+    steps
+        Number of steps that was fixed; a long training has done without the shipped weights.
+    """
+    return {k: v for k, v in known.items() if k != BEGINNING or (steps or 0) < SHORT}
 
 
 def fine_tuning_s(seconds: float, options: Options) -> float:

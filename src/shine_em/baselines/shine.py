@@ -18,6 +18,7 @@ from ..noise import NoiseStatistics
 from ..patches import Normalisation
 from ..planning import Options, prepare
 from ..training import train
+from ..warm_start import SHORT, beginning, origin_of
 
 __all__ = ["denoise", "lean", "paper"]
 
@@ -152,14 +153,16 @@ def denoise(
     precision = pick_precision(device, options.precision)
     plan = prepare(movie, options, progress=tell)
     normalisation = Normalisation.of(plan.health)
+    weights, plan, origin = beginning(plan, options, model=None, resume=None, name=movie.name)
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
-        seconds=options.seconds, device=device, precision=precision,
-        progress=lambda p: tell(Event("training", p.step, p.steps)),
+        seconds=options.seconds, device=device, precision=precision, start_from=weights,
+        start_limit=SHORT, progress=lambda p: tell(Event("training", p.step, p.steps)),
     )  # fmt: skip
     if state.stopped == "interrupted":
         raise KeyboardInterrupt
-    model = Model(state, normalisation, plan.holes)
+    origin = origin_of(origin, state.settings.steps)
+    model = Model(state, normalisation, plan.holes, provenance=origin)
     if plan.candidates and plan.noise.sigma > 0:
         model, _ = measure_ensemble(
             movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,

@@ -1,0 +1,109 @@
+"""Training that begins with the shipped weights against training from random ones.
+
+python benchmarks/starting_point.py            # five movies, three lengths: about 40 min
+python benchmarks/starting_point.py --quick    # does it run? no result
+
+Equal movies, plans, steps, seeds and batches; the mean over frames spread through the movie is
+scored against the truth, of the measured hole alone. The Pt scenes are of no kind that the weights
+were taught on; of the others no seed is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+from common import Number
+
+SCENES = ("au-growth", "au-growth --dose 1", "stem-mos2", "sparse-counting", "pt-water")
+
+
+def main() -> None:
+    """Run all trainings, one process per movie, print their table and write their numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
+    parser.add_argument(
+        "--scenes", nargs="+", default=list(SCENES), help="with options, or folders"
+    )
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--steps", type=int, nargs="+", default=[60, 200, 700])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
+    a = parser.parse_args()
+    if a.quick:
+        a.scenes, a.frames, a.size, a.steps, a.results = a.scenes[:1], 12, 64, [4], None
+    described = common.machine()
+    print(f"Machine: {common.machine_line(described)}\n", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="shine-start-") as scratch:
+        for k, scene in enumerate(a.scenes):
+            folder = Path(scene)
+            if not folder.is_dir():
+                folder = Path(scratch) / str(k)
+                name, *options = scene.split()
+                size = ["--frames", str(a.frames), "--size", str(a.size), "--seed", "3", "-o"]
+                common.shine("simulate", name, *options, *size, folder, "--quiet")
+            found, _ = common.in_own_process(compare, folder=folder, steps=a.steps, seeds=a.seeds)
+            rows += [
+                {"scene": folder.name if Path(scene).is_dir() else scene, **row} for row in found
+            ]
+    print(common.table(
+        ["movie", "steps", "from random weights, dB", "from shipped weights, dB", "gain, dB"],
+        [[r["scene"], r["steps"], *(Number(r[k], 2) for k in ("cold", "warm")),
+          Number(r["warm"] - r["cold"], 2)] for r in rows],
+    ))  # fmt: skip
+    setup = {k: v for k, v in vars(a).items() if k != "results"}
+    common.save(
+        a.results and a.results / "starting-point.json",
+        {"machine": described, "setup": setup, "rows": rows},
+    )
+
+
+def compare(*, folder: str, steps: list[int], seeds: list[int]) -> list[dict[str, Any]]:
+    """Train both ways, return the affine PSNR of each number of steps, means over the seeds."""
+    import numpy as np
+
+    from shine_em import Model, Options, read
+    from shine_em.denoising import Denoiser
+    from shine_em.metrics import psnr
+    from shine_em.patches import Normalisation
+    from shine_em.planning import prepare
+    from shine_em.training import train
+    from shine_em.warm_start import shipped_weights
+
+    movie, truth = read(Path(folder) / "noisy.tif"), read(Path(folder) / "truth.tif")
+    frames = list(range(2, len(movie) - 2, 6))
+
+    def quality(count: int, seed: int, *, warm: bool) -> float:
+        plan = prepare(movie, Options(steps=count, seed=seed))
+        normalisation = Normalisation.of(plan.health)
+        state = train(
+            movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
+            start_from=shipped_weights(plan.config) if warm else None,
+        )  # fmt: skip
+        denoiser = Denoiser(Model(state, normalisation, (plan.settings.hole,)))
+        found = [
+            psnr(x, truth.frame(t), protocol="affine")
+            for t, _, x in denoiser.stream(movie, plan.health, frames=frames)
+        ]
+        return float(np.mean(found))
+
+    rows = []
+    for count in steps:
+        cold, warm = (
+            float(np.mean([quality(count, seed, warm=warm) for seed in seeds]))
+            for warm in (False, True)
+        )
+        rows.append({"steps": count, "cold": cold, "warm": warm})
+        common.say(f"{Path(folder).name}: {rows[-1]}")
+    return rows
+
+
+if __name__ == "__main__":
+    if not common.serve(globals()):
+        sys.exit(main())
