@@ -78,7 +78,7 @@ def test_result_says_what_was_done() -> None:
     assert result.model.state.step == 6
     assert result.model.hole == (1, 3)
     assert set(result.model.holes) <= set(candidate_holes((1, 3)))
-    assert result.model.state.settings.holes == ((1, 3), (3, 5), (5, 7), (7, 9))
+    assert result.model.state.settings.holes == ((1, 3), (1, 5), (3, 5), (3, 7))
     assert result.movie.pixel_size_nm == pytest.approx(0.1)
     assert result.movie.frame_time_s == pytest.approx(2.0)
     assert result.halves is not None
