@@ -192,11 +192,18 @@ def test_the_job_uses_the_filter_where_the_network_learns_nothing(tmp_path: Path
     assert np.asarray(alone.movie.data).std() != pytest.approx(out.std(), rel=1e-3)
 
 
+def test_a_hole_that_hides_all_there_is() -> None:
+    made = fitted(noisy(1, 16, 16), (15, 15), NetworkConfig(frames=1, open_slots=()))
+    assert torch.count_nonzero(made(torch.randn(1, 1, 16, 16))) == 0
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     made = fitted(noisy(5, 40, 48))
     with pytest.raises(shine.ShineError, match="share"):
         replace(made, share=1.5)
     with pytest.raises(shine.ShineError, match="shape"):
         replace(made, weights=torch.zeros(3, 5, 2))
+    with pytest.raises(ValueError, match="another length"):
+        replace(model(frames=3), linear=made)
     values = made.to_dict()
     assert LinearPrediction.from_dict(values, made.weights).to_dict() == values

@@ -79,6 +79,8 @@ class Model:
             object.__setattr__(self, "weights", equal)
         if len(self.weights) != len(self.holes) or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"weights {self.weights} for the holes {self.holes}")
+        if self.linear is not None and self.linear.weights.shape[1] != self.config.frames:
+            raise ValueError("a linear prediction for windows of another length")
 
     @property
     def config(self) -> NetworkConfig:

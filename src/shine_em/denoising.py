@@ -118,7 +118,8 @@ class Denoiser:
     @property
     def stride(self) -> int:
         """Tiles start at multiples of this."""
-        return self.network.stride if self.linear is None else self.linear.stride
+        own = self.network.stride
+        return own if self.linear is None else max(own, self.linear.stride)
 
     def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.

@@ -258,7 +258,8 @@ def fit_linear(
             [targets[:, abs(o), i] for o, i in zip(offsets, of, strict=True)], axis=1
         )
         seen = np.concatenate([near & measured[abs(o)] for o in offsets]) & (np.diag(square) > 0)
-        weights[shift, seen] = _solve(square[np.ix_(seen, seen)], wanted[:, seen])
+        if seen.any():  # a hole as large as the frame leaves nothing
+            weights[shift, seen] = _solve(square[np.ix_(seen, seen)], wanted[:, seen])
     shaped = weights.reshape(half + 1, config.frames, rings).astype(np.float32)
     return LinearPrediction(torch.from_numpy(shaped), halfwidth, config.open_slots)
 
