@@ -70,7 +70,6 @@ def compare(*, folder: str, steps: list[int], seeds: list[int]) -> list[dict[str
 
     from shine_em import Model, Options, read
     from shine_em.denoising import Denoiser
-    from shine_em.metrics import psnr
     from shine_em.patches import Normalisation
     from shine_em.planning import prepare
     from shine_em.training import train
@@ -87,11 +86,8 @@ def compare(*, folder: str, steps: list[int], seeds: list[int]) -> list[dict[str
             start_from=shipped_weights(plan.config) if warm else None,
         )  # fmt: skip
         denoiser = Denoiser(Model(state, normalisation, (plan.settings.hole,)))
-        found = [
-            psnr(x, truth.frame(t), protocol="affine")
-            for t, _, x in denoiser.stream(movie, plan.health, frames=frames)
-        ]
-        return float(np.mean(found))
+        out = {t: x for t, _, x in denoiser.stream(movie, plan.health, frames=frames)}
+        return common.quality(common.Frames(out), truth, frames)["psnr_affine"]
 
     rows = []
     for count in steps:

@@ -101,7 +101,7 @@ def compare(
         if truth is not None:
             denoiser = Denoiser(model, device=device, precision=precision)
             out = {t: x for t, _, x in denoiser.stream(movie, plan.health, frames=picked)}
-            row |= _quality(out, read(truth))
+            row |= common.quality(common.Frames(out), read(truth), picked)
         row["losses"] = losses
         common.say(f"{name}, {steps} steps: {row}")
         return row
@@ -118,20 +118,6 @@ def compare(
     return {"rows": rows, "precision": precision, "noise_hole": list(plan.noise.hole)}
 
 
-def _quality(denoised: dict[int, Any], truth: Any) -> dict[str, float]:
-    import numpy as np
-
-    from shine_em.metrics import psnr, ssim
-
-    scores = [
-        [*(psnr(x, truth.frame(t), protocol=p) for p in ("affine", "minmax")),
-         ssim(x, truth.frame(t))]
-        for t, x in denoised.items()
-    ]  # fmt: skip
-    names = ("psnr_affine", "psnr_minmax", "ssim_affine")
-    return dict(zip(names, map(float, np.mean(scores, axis=0)), strict=True))
-
-
 def _show(a: argparse.Namespace, found: dict[str, Any]) -> None:
     rows = []
     for row in found["rows"]:
@@ -144,7 +130,7 @@ def _show(a: argparse.Namespace, found: dict[str, Any]) -> None:
         rows.append(kept)
     head = ["training", "steps", "s", "validation loss"]
     if "psnr_affine" in found["rows"][0]:
-        head += ["PSNR affine, dB", "PSNR min–max, dB", "SSIM"]
+        head += common.QUALITY_HEAD
     what = (
         a.movie.name if a.movie else f"Au growth, {a.frames}×{a.size}×{a.size}, seed {a.seeds[1]}"
     )

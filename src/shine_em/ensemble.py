@@ -182,7 +182,7 @@ def measure_ensemble(
     """
     linear = fit_linear(
         movie, health, model.config, model.normalisation, model.hole,
-        blinded_lags=model.blinded_lags, seed=model.state.settings.seed,
+        seed=model.state.settings.seed,
     )  # fmt: skip
     model = replace(model, linear=linear)
     denoiser = Denoiser(

@@ -38,7 +38,7 @@ from .error_matrix import ErrorEstimate, ErrorMatrix, block_sums
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
-from .noise_spectrum import periodic_power
+from .noise_spectrum import noise_colour
 from .patches import Normalisation, Timeline, cut
 
 if TYPE_CHECKING:
@@ -259,9 +259,9 @@ class ErrorEstimator:
         """Return ``(y, x)`` noise of unit variance with the measured correlation in space."""
         from scipy.fft import fft2, ifft2
 
-        power = np.maximum(periodic_power(self.noise.difference_correlation, shape), 0)
+        colour = noise_colour(self.noise.difference_correlation, shape)
         white = np.random.default_rng([self.seed, 5, t]).standard_normal(shape)
-        return np.asarray(ifft2(fft2(white) * np.sqrt(power / power.mean())).real)
+        return np.asarray(ifft2(fft2(white) * colour).real)
 
     def _lasting(self, lag: int) -> float:
         """Return how much of a frame's noise is found again ``lag`` frames away."""

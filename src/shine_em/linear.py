@@ -17,7 +17,7 @@ averaged), which reach 56 pixels far.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from torch import Tensor
 from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
-from .network import LARGEST_HOLE, Hole, NetworkConfig
+from .network import LARGEST_HOLE, Hole, NetworkConfig, upsampling_reach
 from .patches import Normalisation, Timeline, cut
 
 __all__ = ["LinearPrediction", "blank", "fit_linear", "fit_passes", "window_offsets"]
@@ -49,11 +49,6 @@ _FIT_COST = 4.0  # times what predicting the same pixels takes
 _EDGE = 512  # px: of wider frames, a part
 
 
-def _reach(level: int) -> int:
-    """Return how far bilinear upsampling by ``2**level`` reaches back, px (see `network`)."""
-    return 3 * 2**level // 2 - 1 if level else 0
-
-
 def _bank(halfwidth: int | None) -> np.ndarray:
     """Return the rings as kernels, ``(rings, 7, 7)``, each of sum 1.
 
@@ -65,7 +60,9 @@ def _bank(halfwidth: int | None) -> np.ndarray:
     for kernel, (level, ring) in zip(bank, _RINGS, strict=True):
         here = np.abs(np.hypot(y, x) - ring) <= 0.5
         if halfwidth is not None:
-            here &= 2**level * np.maximum(np.abs(y), np.abs(x)) > _reach(level) + halfwidth
+            here &= (
+                2**level * np.maximum(np.abs(y), np.abs(x)) > upsampling_reach(level) + halfwidth
+            )
         kernel[here] = 1 / max(1, here.sum())
     return bank
 
@@ -94,7 +91,7 @@ class LinearPrediction:
 
     stride = 2 ** (_LEVELS - 1)
     # Input pixels that matter around an output pixel, up to the next multiple of the stride.
-    halo = -(-(stride * (_WIDEST + 1) + _reach(_LEVELS - 1)) // stride) * stride
+    halo = -(-(stride * (_WIDEST + 1) + upsampling_reach(_LEVELS - 1)) // stride) * stride
 
     def __post_init__(self) -> None:
         shape = self.weights.shape
@@ -209,7 +206,6 @@ def fit_linear(
     normalisation: Normalisation,
     hole: Hole,
     *,
-    blinded_lags: Sequence[int] = (),
     seed: int = 0,
 ) -> LinearPrediction:
     """Measure the best linear blind prediction of a movie.
@@ -218,7 +214,7 @@ def fit_linear(
     ----------
     movie, health, normalisation
         The movie, its input check, and how it is shown to the network.
-    config, blinded_lags
+    config
         How windows are made up, and which neighbours are seen whole.
     hole
         The blind spot that the noise asks for. One more pixel is hidden on every side: at low
@@ -233,9 +229,7 @@ def fit_linear(
     """
     halfwidth = min(max(hole) // 2 + 1, LARGEST_HOLE // 2)
     bank = np.concatenate((_bank(None), _bank(halfwidth)))
-    products, targets = _moments(
-        movie, health, normalisation, blinded_lags, bank, lags=config.frames, seed=seed
-    )
+    products, targets = _moments(movie, health, normalisation, bank, lags=config.frames, seed=seed)
     if not len(targets):
         raise ShineError(f"{movie.name}: no frame is left to learn from.")
     half, rings = config.frames // 2, len(_RINGS)
@@ -299,7 +293,6 @@ def _moments(
     movie: Movie,
     health: Health,
     normalisation: Normalisation,
-    blinded_lags: Sequence[int],
     bank: np.ndarray,
     *,
     lags: int,
@@ -319,7 +312,7 @@ def _moments(
     banks = torch.from_numpy(bank).split(len(_RINGS))
     products, pairs = np.zeros((lags, rings, rings)), np.zeros(lags)
     targets = []
-    for run in _runs(movie, health, normalisation, blinded_lags, lags, seed):
+    for run in _runs(movie, health, normalisation, lags, seed):
         held: list[tuple[Tensor, Tensor]] = []
         for frame in run:
             x = torch.from_numpy(frame)
@@ -341,12 +334,11 @@ def _runs(
     movie: Movie,
     health: Health,
     normalisation: Normalisation,
-    blinded_lags: Sequence[int],
     lags: int,
     seed: int,
 ) -> Iterator[Iterator[np.ndarray]]:
     """Yield stretches of good frames of one scene, normalised and displaced by its drift."""
-    timeline = Timeline(len(movie), health, blinded_lags)
+    timeline = Timeline(len(movie), health)
     good = timeline.targets()
     scenes = [[t for t in good if timeline.segment[t] == s] for s in np.unique(timeline.segment)]
     length = 2 * lags

@@ -30,7 +30,15 @@ from torch import Tensor, nn
 
 from .errors import ShineError
 
-__all__ = ["Hole", "LeanNetwork", "NetworkConfig", "PaperNetwork", "build", "check_hole"]
+__all__ = [
+    "Hole",
+    "LeanNetwork",
+    "NetworkConfig",
+    "PaperNetwork",
+    "build",
+    "check_hole",
+    "upsampling_reach",
+]
 
 Hole = tuple[int, int]  # rows × columns, odd
 LARGEST_HOLE = 15
@@ -99,6 +107,11 @@ def check_hole(hole: Hole) -> Hole:
 def build(config: NetworkConfig) -> LeanNetwork | PaperNetwork:
     """Return a freshly initialised network (deterministic under `torch.manual_seed`)."""
     return LeanNetwork(config) if config.kind == "lean" else PaperNetwork(config)
+
+
+def upsampling_reach(level: int) -> int:
+    """Return how far one bilinear upsampling by ``2**level`` reaches back, px (``reach`` above)."""
+    return 3 * 2**level // 2 - 1 if level else 0
 
 
 class Donut(nn.Module):
@@ -261,7 +274,7 @@ class PaperNetwork(_Network):
         donuts = [Donut(width, width, level=0, spread=0, reach=0, bias=False)]
         spread = 0
         for level in range(self.levels):
-            reach = 3 * 2**level // 2 - 1 if level else 0
+            reach = upsampling_reach(level)
             for _ in range(2):
                 spread += _Residual.spread * 2**level
                 donuts.append(

@@ -15,7 +15,7 @@ from .error_estimate import noise_variance
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
-from .noise_spectrum import periodic_power
+from .noise_spectrum import noise_colour
 from .patches import Normalisation
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class NoiseProbe:
         self.bad = np.asarray(health.bad_pixels, bool)
         self.fixed = noise.fixed_pattern_fraction if noise.fixed_pattern else 0.0
         self.in_time = _kernel(noise, self.fixed)
-        power = np.maximum(periodic_power(noise.difference_correlation, movie.shape[1:]), 0)
-        self.colour = np.sqrt(power / power.mean())
+        self.colour = noise_colour(noise.difference_correlation, movie.shape[1:])
         # What `Denoiser.stream` asks of a movie's data: a shape, a type, and frames.
         self.shape, self.dtype = movie.shape, np.dtype(np.float32)
         self.held: deque[tuple[int, np.ndarray]] = deque(maxlen=8)

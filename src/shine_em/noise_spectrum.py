@@ -14,7 +14,14 @@ import numpy as np
 
 from .movie import Movie
 
-__all__ = ["HANN_OVERLAP", "Spectra", "measure_spectra", "periodic_power", "plane_weights"]
+__all__ = [
+    "HANN_OVERLAP",
+    "Spectra",
+    "measure_spectra",
+    "noise_colour",
+    "periodic_power",
+    "plane_weights",
+]
 
 _BLOCK = 4  # pixels: side of the blocks of the mean-variance curve
 # Frames behind the mean of a block.
@@ -392,3 +399,22 @@ def periodic_power(covariance: np.ndarray, shape: tuple[int, int]) -> np.ndarray
     wrapped = np.zeros(shape)
     np.add.at(wrapped, (offsets[:, None] % shape[0], offsets[None] % shape[1]), covariance)
     return np.asarray(np.fft.fft2(wrapped).real)
+
+
+def noise_colour(correlation: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return by what to multiply the spectrum of white frames, to give them a correlation.
+
+    Parameters
+    ----------
+    correlation
+        ``(2R+1, 2R+1)`` noise correlation, offset zero in the middle.
+    shape
+        Height and width of a frame, px.
+
+    Returns
+    -------
+    ndarray
+        ``shape``, zero frequency first, at least 0; its mean square is 1.
+    """
+    power = np.maximum(periodic_power(correlation, shape), 0)
+    return np.asarray(np.sqrt(power / power.mean()))

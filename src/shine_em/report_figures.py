@@ -12,6 +12,7 @@ import numpy as np
 from .noise import NoiseStatistics
 from .observing import Observations
 from .registration import Drift
+from .viewing import block_means
 
 __all__ = [
     "drift_curve",
@@ -69,9 +70,7 @@ def spectrum_png(power: np.ndarray, low: float, high: float, *, side: int = 512)
     """Return a log power spectrum as a PNG, averaged down to at most ``side`` pixels."""
     step = -(-max(power.shape) // side)
     if step > 1:
-        rows, columns = (n // step * step for n in power.shape)
-        power = power[:rows, :columns]
-        power = power.reshape(rows // step, step, columns // step, step).mean((1, 3))
+        power = block_means(power, step)
     return png(power, low, high)
 
 
@@ -85,7 +84,7 @@ def noise_map(
     others[reach, reach] = 0
     # The centre is 1 by definition; the colours belong to the shifts around it.
     limit = max(0.05, float(np.nanmax(np.abs(others), initial=0.0)))
-    with _Figure(name, label, size=(3.9, 3.02)) as (figure, axes):
+    with SvgFigure(name, label, size=(3.9, 3.02)) as (figure, axes):
         image = axes.imshow(
             correlation,
             cmap="RdBu_r",
@@ -115,7 +114,7 @@ def temporal_correlation(noise: NoiseStatistics) -> str:
     values = np.asarray(noise.temporal_correlation, dtype=np.float64)[1:]
     errors = np.nan_to_num(np.asarray(noise.temporal_error, dtype=np.float64)[1:])
     lags = np.arange(1, len(values) + 1)
-    with _Figure("temporal", "Noise correlation against distance in frames") as (figure, axes):
+    with SvgFigure("temporal", "Noise correlation against distance in frames") as (figure, axes):
         axes.axhline(0, color=_TEXT, lw=0.6)
         axes.bar(lags, values, width=0.5, color=ACCENT, alpha=0.85)
         axes.errorbar(lags, values, 2 * errors, fmt="none", ecolor=_TEXT, elinewidth=1, capsize=3)
@@ -129,7 +128,7 @@ def temporal_correlation(noise: NoiseStatistics) -> str:
 def mean_variance(noise: NoiseStatistics) -> str:
     """Draw noise variance against signal with the fitted line."""
     curve = noise.mean_variance
-    with _Figure("variance", "Noise variance against signal") as (figure, axes):
+    with SvgFigure("variance", "Noise variance against signal") as (figure, axes):
         axes.plot(curve.means, curve.variances, "o", ms=3.5, color=RAW, label="measured")
         if len(curve.means) and np.isfinite(curve.gain):
             ends = np.array([np.nanmin(curve.means), np.nanmax(curve.means)])
@@ -142,7 +141,7 @@ def mean_variance(noise: NoiseStatistics) -> str:
 
 def loss_curve(training: Mapping[str, Any]) -> str:
     """Draw training and validation loss against the step, and the best step."""
-    with _Figure("loss", "Training and validation loss", size=_NARROW) as (figure, axes):
+    with SvgFigure("loss", "Training and validation loss", size=_NARROW) as (figure, axes):
         finite = []
         for key, color, label in (
             ("train_loss", RAW, "training"),
@@ -172,7 +171,7 @@ def loss_curve(training: Mapping[str, Any]) -> str:
 
 def snr_curve(seen: Observations, halves: Mapping[str, Sequence[float]] | None) -> str:
     """Draw the SNR of each frame: adjacent frames (Eq. 5), and the honest one of two halves."""
-    with _Figure("snr", "SNR of each frame", cursor=True) as (figure, axes):
+    with SvgFigure("snr", "SNR of each frame", cursor=True) as (figure, axes):
         for values, color, label in (
             (seen.snr_raw, RAW, "raw"),
             (seen.snr_denoised, DENOISED, "denoised"),
@@ -194,7 +193,7 @@ def snr_curve(seen: Observations, halves: Mapping[str, Sequence[float]] | None) 
 
 def frame_means(seen: Observations) -> str:
     """Draw the mean intensity of each frame, raw and denoised."""
-    with _Figure("means", "Mean intensity of each frame", size=_NARROW, cursor=True) as (
+    with SvgFigure("means", "Mean intensity of each frame", size=_NARROW, cursor=True) as (
         figure,
         axes,
     ):
@@ -208,7 +207,7 @@ def frame_means(seen: Observations) -> str:
 
 def drift_curve(drift: Drift) -> str:
     """Draw how far the picture has moved since the first frame, along x and along y."""
-    with _Figure("drift", "Displacement of the picture", cursor=True) as (figure, axes):
+    with SvgFigure("drift", "Displacement of the picture", cursor=True) as (figure, axes):
         frames = np.arange(len(drift.path))
         for axis, color in ((1, DENOISED), (0, ACCENT)):
             axes.plot(frames, drift.path[:, axis], color=color, label="yx"[axis])
@@ -228,7 +227,7 @@ def histogram(seen: Observations, *, unit: str = "") -> str:
         # Bins narrower than a count, or not a whole number of them wide, draw a comb.
         step = max(1, round((high - low) / 100))
         edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + step, step)
-    with _Figure("histogram", "Histogram of intensities", size=_NARROW) as (figure, axes):
+    with SvgFigure("histogram", "Histogram of intensities", size=_NARROW) as (figure, axes):
         for values, color, label in (
             (seen.sample_raw, RAW, "raw"),
             (seen.sample_denoised, DENOISED, "denoised"),
@@ -245,7 +244,7 @@ def histogram(seen: Observations, *, unit: str = "") -> str:
 
 def residual_profile(residual: np.ndarray, noise: np.ndarray) -> str:
     """Draw the residual's autocorrelation and the noise correlation along x and along y."""
-    with _Figure("profile", "Autocorrelation of the residual and of the noise") as (figure, axes):
+    with SvgFigure("profile", "Autocorrelation of the residual and of the noise") as (figure, axes):
         for values, color, label in ((noise, ACCENT, "noise"), (residual, DENOISED, "residual")):
             reach = values.shape[0] // 2
             shifts = np.arange(1, reach + 1)
@@ -278,8 +277,8 @@ def _thinned(points: np.ndarray, most: int) -> np.ndarray:
     return thinned
 
 
-class _Figure:
-    """One plot: ``with _Figure(...) as (figure, axes)``, then ``figure.svg``.
+class SvgFigure:
+    """One plot: ``with SvgFigure(...) as (figure, axes)``, then ``figure.svg``.
 
     ``cursor`` adds a line that the page moves to the frame on show.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from .doctor import Health
 from .movie import Movie
 from .uncertainty import Calibration
-from .viewing import percentile_range
+from .viewing import block_means, percentile_range
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -74,7 +74,7 @@ def uncertainty_picture(
 
 def uncertainty_figure(picture: UncertaintyPicture) -> str:
     """Draw the denoised frame and its map side by side, each with a colour bar, as SVG."""
-    from .report_figures import _Figure
+    from .report_figures import SvgFigure
 
     height, width = picture.error.shape
     # Inches: bars and margins beside two pictures of the frame's shape.
@@ -82,7 +82,7 @@ def uncertainty_figure(picture: UncertaintyPicture) -> str:
     tall = side * height / width
     size = (2 * side + 2.2, tall + 0.3)
     unit = picture.unit or "the movie's units"
-    with _Figure("uncertainty", "Denoised frame and standard error of its pixels", size=size) as (
+    with SvgFigure("uncertainty", "Denoised frame and standard error of its pixels", size=size) as (
         figure,
         first,
     ):
@@ -93,7 +93,7 @@ def uncertainty_figure(picture: UncertaintyPicture) -> str:
             )
         ):
             image = _averaged(image)
-            low, high = percentile_range(image[np.isfinite(image)], 0.5)
+            low, high = percentile_range(image, 0.5)
             left = 0.05 + k * (side + 1.1)
             axes.set_position((left / size[0], 0.15 / size[1], side / size[0], tall / size[1]))
             drawn = axes.imshow(image, cmap=colours, vmin=low, vmax=high, aspect="auto")
@@ -123,8 +123,4 @@ def uncertainty_text(picture: UncertaintyPicture) -> str:
 def _averaged(image: np.ndarray) -> np.ndarray:
     """Average blocks of pixels of a ``(y, x)`` image that is larger than is shown."""
     step = -(-max(image.shape) // _SIDE)
-    rows, columns = (max(n // step, 1) for n in image.shape)
-    if step == 1:
-        return image
-    cut = image[: rows * step, : columns * step]
-    return np.asarray(cut.reshape(rows, step, columns, step).mean((1, 3)))
+    return block_means(image, step) if step > 1 else image

@@ -105,9 +105,7 @@ def reserve(
         fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
         one_pass = seconds(replace(untrained, student=fresh))
         lessons, judged = passes(movie, plan.config.frames)
-        two = (
-            alone + each + linear
-        )  # an ensemble of two holes, of which there are always candidates
+        two = alone + each + linear  # an ensemble of two holes: there are always candidates
         distilling = distilling_s(budget) + 1.1 * lessons * two
         judging = 1.1 * judged * (two + one_pass)
         by_student = distilling + judging + frames * one_pass + rest

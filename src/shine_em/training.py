@@ -359,12 +359,12 @@ class _Trainer:
                         steps = planner.steps(step)
                         if steps is not None:
                             state.settings = replace(settings, steps=steps)
-                        if steps is not None and fresh is not None and steps >= most:
-                            network.load_state_dict(fresh)
-                            average = {k: v.detach().clone() for k, v in named.items()}
-                            optimisers = make_optimisers(
-                                settings.optimiser, named, settings.learning_rate
-                            )
+                            if fresh is not None and steps >= most:
+                                network.load_state_dict(fresh)
+                                average = {k: v.detach().clone() for k, v in named.items()}
+                                optimisers = make_optimisers(
+                                    settings.optimiser, named, settings.learning_rate
+                                )
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):

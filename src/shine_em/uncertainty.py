@@ -238,10 +238,9 @@ def calibrate(
     keep = max(1, int(np.ceil(total * movie.shape[1] * movie.shape[2] / _PIXELS)))
     rng = np.random.default_rng([seed, 11])
     parts: list[np.ndarray] = []
-    raw_before: np.ndarray | None = None
     line = _Line(noise)
     for run in runs:
-        raw_before = None
+        raw_before: np.ndarray | None = None
         for seen in look(denoiser, movie, health, probe, run):
             done += 1
             if progress is not None:
@@ -431,16 +430,21 @@ class _Line:
 
 def calibrating_passes(movie: Movie) -> float:
     """Return how many frames' worth of inference `calibrate` takes."""
-    frames = _RUN * max(4, -(-_PIXELS // (_RUN * movie.shape[1] * movie.shape[2])))
-    return 2.0 * min(frames, len(movie))
+    return 2.0 * min(_RUN * _run_count(movie), len(movie))
+
+
+def _run_count(movie: Movie) -> int:
+    """Return how many stretches of frames hold enough pixels; at least four."""
+    return max(4, -(-_PIXELS // (_RUN * movie.shape[1] * movie.shape[2])))
 
 
 def _runs(movie: Movie, health: Health) -> list[range]:
     """Return stretches of consecutive frames, spread over the movie, of one scene each."""
     usable = ~np.asarray(health.blank, bool)
     n = len(movie)
-    count = max(4, -(-_PIXELS // (_RUN * movie.shape[1] * movie.shape[2])))
-    starts = np.unique(np.linspace(0, max(0, n - _RUN), min(count, -(-n // _RUN))).astype(int))
+    starts = np.unique(
+        np.linspace(0, max(0, n - _RUN), min(_run_count(movie), -(-n // _RUN))).astype(int)
+    )
     runs, taken = [], 0
     for start in starts:
         first, last = max(int(start), taken), min(int(start) + _RUN, n)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ShineError
 from .movie import Movie
-from .viewing import ScaleBar, scale_bar, shared_contrast
+from .viewing import ScaleBar, block_means, scale_bar, shared_contrast
 
 __all__ = ["write_side_by_side"]
 
@@ -206,9 +206,7 @@ class _Layout:
     def _sized(self, grey: np.ndarray) -> np.ndarray:
         k, m = self._shrink, self._enlarge
         if k > 1:
-            rows, columns = grey.shape[0] // k, grey.shape[1] // k
-            cut = grey[: rows * k, : columns * k]
-            grey = cut.reshape(rows, k, columns, k).mean((1, 3))
+            grey = block_means(grey, k)
         pixels = np.rint(grey).astype(np.uint8)
         return pixels.repeat(m, 0).repeat(m, 1) if m > 1 else pixels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ScaleBar", "percentile_range", "scale_bar", "shared_contrast"]
+__all__ = ["ScaleBar", "block_means", "percentile_range", "scale_bar", "shared_contrast"]
 
 _UNITS = ((1e6, "mm"), (1e3, "µm"), (1.0, "nm"), (1e-3, "pm"))
 
@@ -54,6 +54,13 @@ def scale_bar(width_px: int, pixel_size_nm: float | None, *, share: float = 0.25
         _UNITS[-1],
     )
     return ScaleBar(length / size, f"{round(length / factor, 9):g} {unit}")
+
+
+def block_means(image: np.ndarray, step: int) -> np.ndarray:
+    """Return a ``(y, x)`` image averaged over blocks of ``step`` × ``step``; an odd rest is cut."""
+    rows, columns = (n // step for n in image.shape)
+    cut = image[: rows * step, : columns * step]
+    return np.asarray(cut.reshape(rows, step, columns, step).mean((1, 3)))
 
 
 def percentile_range(values: np.ndarray, percent: float) -> tuple[float, float]:
