@@ -19,6 +19,7 @@ from shine_em.noise import (
     noise_statistics,
     plot_noise,
 )
+from shine_em.simulate import SCENES
 
 # Kernels that make white noise correlated, and the hole that hides their autocorrelation.
 KERNELS = {
@@ -222,6 +223,29 @@ def test_gain_and_read_noise(kind: str) -> None:
     assert curve.mean_variance.reliable
     assert curve.mean_variance.gain == pytest.approx(3, rel=0.15)
     assert 0 < curve.mean_variance.read_noise < 9
+
+
+@pytest.mark.parametrize(
+    ("scene", "options"), [("stem-mos2", {}), ("au-growth", {"dose_e_per_A2": 1.0})]
+)
+def test_gain_of_weak_signals_that_move(scene: str, options: dict[str, float]) -> None:
+    """Neither noise in the means nor a picture that moves on flattens or steepens the line."""
+    made = SCENES[scene](frames=24, size=160, seed=1, **options)
+    noisy, truth = (np.asarray(m.data[:], float) for m in (made.noisy, made.truth))
+    gain, offset = np.polyfit(truth.ravel(), ((noisy - truth) ** 2).ravel(), 1)
+    curve = noise_statistics(made.noisy).mean_variance
+    assert curve.reliable
+    assert curve.gain == pytest.approx(gain, rel=0.08)
+    at_mean = gain * truth.mean() + offset
+    assert curve.gain * truth.mean() + curve.offset == pytest.approx(at_mean, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["still particles", "slow lattice"])
+def test_gain_of_a_weak_contrast(kind: str) -> None:
+    electrons = 1 + 0.4 * picture(kind, 24, 128)
+    curve = noise_statistics(3 * np.random.default_rng(1).poisson(electrons)).mean_variance
+    assert curve.reliable
+    assert curve.gain == pytest.approx(3, rel=0.25)
 
 
 def test_skewed_counts_over_a_flat_field_have_no_slope_of_their_own() -> None:

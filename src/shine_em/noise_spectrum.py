@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 _BLOCK = 4  # pixels: side of the blocks of the mean-variance curve
+# What each frame adds to the variance of a first and of a second difference.
+_SHARES = {1: (1, 1), 2: (1, 4, 1)}
 # Frames behind the mean of a block.
 _LEVEL_FRAMES = 6
 _MOST_TILES = 11  # per axis: bounds time and memory for frames of any size
@@ -56,8 +58,9 @@ class Spectra:
     window
         The one-dimensional tapers along y and x.
     blocks, block_pixels
-        ``(n, 4)``: mean, variance of temporal differences scaled to one frame, slope of the mean,
-        and noise variance of the mean, of small blocks of so many pixels.
+        ``(n, 5)``, of small blocks of so many pixels: mean in frames beside, variance of temporal
+        differences scaled to one frame, mean in the frames of those differences, and slope and
+        noise variance of the first mean.
     stuck_pixels, spikes, seen_pixels
         How many hot pixels and spikes were replaced, and pixels per frame that were looked at.
     differs
@@ -268,11 +271,7 @@ def _filled(tiles: np.ndarray, wrong: np.ndarray) -> np.ndarray:
 
 
 class _Blocks:
-    """Means and variances of small blocks, each from other frames than the other.
-
-    Noise is skewed (a few electrons), so a block that happens to be bright is noisy as well: mean
-    and variance from the same frames would make a slope of their own.
-    """
+    """Means and variances of small blocks, and their means in other frames to sort them by."""
 
     def __init__(self) -> None:
         self.levels: dict[int, np.ndarray] = {}
@@ -291,7 +290,7 @@ class _Blocks:
             # the second difference, in which a steady motion cancels
             change, order = change - pixels[index - 1] + pixels[index - 2], 2
         change -= change.mean(axis=(1, 2), keepdims=True)
-        self.variances[index] = order, self._blockwise(change**2) / (2, 6)[order - 1]
+        self.variances[index] = order, self._blockwise(change**2) / sum(_SHARES[order])
 
     def moments(self) -> np.ndarray:
         pairs = []
@@ -308,8 +307,14 @@ class _Blocks:
                     np.pad(level, ((0, 0), (1, 1), (1, 1)), "edge"), axis=(1, 2)
                 )
                 slope = np.hypot(down, right)[:, 1:-1, 1:-1]
-                pairs.append(np.stack([a.ravel() for a in (level, variance, slope, noise)], axis=1))
-        return np.concatenate(pairs) if pairs else np.zeros((0, 4))
+                own = np.average(
+                    [self.levels[i] for i in range(index - order, index + 1)],
+                    axis=0,
+                    weights=_SHARES[order],
+                )
+                columns = level, variance, own, slope, noise
+                pairs.append(np.stack([a.ravel() for a in columns], axis=1))
+        return np.concatenate(pairs) if pairs else np.zeros((0, 5))
 
     def _blockwise(self, a: np.ndarray) -> np.ndarray:
         n, height, width = a.shape
