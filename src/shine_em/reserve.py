@@ -66,17 +66,19 @@ def reserve(
         Normalisation.of(plan.health), plan.holes,
     )  # fmt: skip
 
-    def seconds(model: Model, holes: Any = None) -> float:
-        denoiser = Denoiser(
-            model, device=device, precision=precision, holes=holes, tile=options.tile
-        )
+    def seconds(model: Model, holes: Any = None, *, on: Any = device) -> float:
+        how = precision if on is device else "fp32"
+        denoiser = Denoiser(model, device=on, precision=how, holes=holes, tile=options.tile)
         return _measure(denoiser, movie, plan.health)
 
     # The filter is measured anew for every movie, and may then be part of the mean.
     linear = fitting = 0.0
     if plan.candidates:
-        linear = seconds(replace(untrained, linear=blank(plan.config)))
-        fitting = 1.1 * fit_passes(movie) * linear
+        filtering = replace(untrained, linear=blank(plan.config))
+        linear = seconds(filtering)
+        # It is measured on the CPU, whatever denoises.
+        on_cpu = linear if str(device) == "cpu" else seconds(filtering, on="cpu")
+        fitting = 1.1 * fit_passes(movie) * on_cpu
 
     tried = plan.candidates or plan.holes
     alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
