@@ -36,8 +36,8 @@ class Blur:
 
 
 @pytest.fixture(scope="module")
-def blurred():
-    """Return movie, truth, denoised, standard error, calibration; discs that sway over a ground."""
+def swaying():
+    """Return movie, truth, health, noise; discs that sway over a ground."""
     y, x = np.indices((128, 128))
     truth = np.full((16, 128, 128), 100.0)
     for t, frame in enumerate(truth):
@@ -47,6 +47,13 @@ def blurred():
     raw = truth + SIGMA * np.random.default_rng(1).normal(size=truth.shape)
     movie = Movie.from_array(raw.astype(np.float32))
     health, noise = small.health(truth.shape, location=100, scale=15), noise_statistics(movie)
+    return movie, truth, health, noise
+
+
+@pytest.fixture(scope="module")
+def blurred(swaying):
+    """Return truth, denoised, standard error, calibration."""
+    movie, truth, health, noise = swaying
     found = calibrate(Blur(), movie, health, noise)
     frames = list(ErrorMaps(Blur(), movie, health, noise, found).stream())
     return truth, np.stack([f[2] for f in frames]), np.stack([f[3] for f in frames]), found
@@ -70,7 +77,7 @@ def test_at_edges_it_holds_the_blur_as_well(blurred):
     through = SIGMA / (2 * np.sqrt(np.pi) * WIDTH)
     assert off > 1.15 * through  # the blur is there to be found
     assert np.sqrt((error[steep] ** 2).mean()) == pytest.approx(off, rel=0.15)
-    assert found.excess > 3 * found.excess_error
+    assert found.constant > 10 * found.constant_error
 
 
 def test_calibration_survives_being_written(blurred):
@@ -78,13 +85,27 @@ def test_calibration_survives_being_written(blurred):
     assert Calibration.from_dict(found.to_dict()) == found
 
 
-def test_a_fit_that_ended_at_a_limit_is_told(blurred):
+def test_a_residual_that_says_little_is_told(blurred):
     told = []
-    for slope in (0.0, 0.7, 2.0):
-        found = replace(blurred[3], wide=0.5, slope=slope)
+    for error in (0.1, 0.4):
+        found = replace(blurred[3], constant=1.0, constant_error=error)
         told.append(bool(uncertainty_warnings(SimpleNamespace(uncertainty=found.to_dict()))))
-    assert told == [True, False, True]
+    assert told == [False, True]
     assert uncertainty_warnings(SimpleNamespace(uncertainty=None)) == ()
+
+
+@pytest.mark.parametrize("error", [0.94, 1.06])
+def test_it_holds_when_the_noise_level_is_a_little_off(swaying, blurred, error):
+    """A wrong noise level must not pass for an error of the denoiser, nor hide one."""
+    movie, _, health, noise = swaying
+    curve = noise.mean_variance
+    wrong = replace(
+        noise,
+        sigma=noise.sigma * np.sqrt(error),
+        mean_variance=replace(curve, gain=curve.gain * error, offset=curve.offset * error),
+    )
+    found = calibrate(Blur(), movie, health, wrong)
+    assert found.constant == pytest.approx(blurred[3].constant, rel=0.06)
 
 
 def test_a_movie_too_small_to_calibrate_is_refused():

@@ -133,22 +133,16 @@ class Seen:
     around: tuple[np.ndarray | None, np.ndarray | None]  # denoised frames before and after
     moved: tuple[Any, np.ndarray, Any]  # δ of the frames before (or None), at, and after (or None)
 
-    def through(self, width: float, variance: np.ndarray, *, own: bool = True) -> np.ndarray:
-        """Return the noise that comes through, averaged over ``width``, per noise variance.
-
-        Without the frame's ``own`` answer where a pixel is sorted by the result: that answer, and
-        the estimated error with it, is large where the probe is.
-        """
+    def through(self, width: float) -> np.ndarray:
+        """Return the variance of the noise that comes through, averaged over ``width`` px."""
         total, weights = np.zeros(self.raw.shape), 0.0
         for moved, weight in zip(self.moved, _IN_TIME, strict=True):
-            if moved is not None and (own or moved is not self.moved[1]):
+            if moved is not None:
                 total += weight * np.abs(moved)
                 weights += weight
-        if not weights:
-            total, weights = np.abs(self.moved[1]), 1.0
         # From the mean absolute value: at an edge, less of the other side bleeds in.
         mean = ndimage.gaussian_filter(total / weights, width, mode="nearest")
-        return np.asarray(np.pi / 2 * mean**2 / variance)
+        return np.asarray(np.pi / 2 * mean**2)
 
 
 def look(

@@ -33,7 +33,7 @@ class UncertaintyPicture:
     unit
         Of the intensity; empty where it is not known.
     doubtful
-        Whether the calibration's fit ended at a limit of what is credible.
+        Whether the residual hardly said how far the denoiser errs.
     """
 
     frame: int
@@ -114,8 +114,8 @@ def uncertainty_text(picture: UncertaintyPicture) -> str:
     )
     if picture.doubtful:
         text += (
-            " The fit ended at a limit of what is credible: the map may be wrong by a factor of "
-            "two or more."
+            " The residual hardly says how far the denoised picture is off: the map may be wrong "
+            "by a factor of two or more."
         )
     return text
 
