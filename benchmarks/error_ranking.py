@@ -160,7 +160,7 @@ def _row(label: str, estimate: Any, true: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", default="au-growth,sparse-counting@24,stem-mos2")
+    parser.add_argument("--scenes", default="au-growth,sparse-counting,stem-mos2")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--seed", type=int, default=5)
