@@ -21,15 +21,30 @@ for name in (
 
 
 def run(
-    arguments: list[str], folder: str, stdout: str, stderr: str, timeout: int, largest_file: int
+    arguments: list[str],
+    folder: str,
+    stdout: str,
+    stderr: str,
+    timeout: int,
+    largest_file: int,
+    stop_at: str,
 ) -> None:
-    """Become the command; never returns."""
+    """Become the command; never returns. Ctrl-C is pressed when it shows the word ``stop_at``."""
     os.chdir(folder)
     signal.alarm(timeout)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     for name, number in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if stop_at:
+        show = sys.stdout.write
+
+        def impatient(text: str) -> int:
+            if stop_at in text:
+                signal.raise_signal(signal.SIGINT)
+            return show(text)
+
+        sys.stdout.write = impatient  # type: ignore[method-assign]
     sys.argv = ["shine", *arguments]
     code = 1
     try:

@@ -41,7 +41,11 @@ def _stop_server() -> Iterator[None]:
 
 
 def shine_command(
-    *arguments: str | Path, folder: Path, timeout: int = 600, largest_file: int = 0
+    *arguments: str | Path,
+    folder: Path,
+    timeout: int = 600,
+    largest_file: int = 0,
+    stop_at: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run ``shine`` in a process of its own, which need not load PyTorch anew."""
     process = server()
@@ -52,6 +56,7 @@ def shine_command(
         command = {
             "arguments": [str(a) for a in arguments], "folder": str(folder), "stdout": str(out),
             "stderr": str(err), "timeout": timeout, "largest_file": largest_file,
+            "stop_at": stop_at,
         }  # fmt: skip
         process.stdin.write(json.dumps(command) + "\n")
         process.stdin.flush()
@@ -189,6 +194,62 @@ def test_ctrl_c_keeps_the_model_and_resuming_equals_not_stopping(movie: Path) ->
     np.testing.assert_array_equal(np.load(folder / "a.npy"), np.load(folder / "b.npy"))
 
 
+def interrupted(*arguments: str | Path, folder: Path) -> str:
+    """Run ``shine``, press Ctrl-C at its first step of training, and return what it says."""
+    done = shine_command(*arguments, folder=folder, stop_at="training")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def told(words: str, option: str) -> list[str]:
+    """Return the arguments of the command with this option that was told."""
+    (line,) = [line for line in words.splitlines() if option in line]
+    return shlex.split(line)[shlex.split(line).index("shine") + 1 :]
+
+
+def test_the_commands_told_after_ctrl_c_work_as_they_are(movie: Path) -> None:
+    folder = movie.parent
+    how = ("--keep-model", "--register", "never", "--no-report")
+    words = interrupted("denoise", movie, *how, "--time-budget", "9h", folder=folder)
+    assert made(folder) == {"movie.tif", "movie_model_2.safetensors"}
+    assert shine.Model.load(folder / "movie_model_2.safetensors").state.step == 1
+    finish = told(words, "--resume")
+    # How many steps there are to be, nobody knows yet.
+    assert finish[finish.index("--time-budget") + 1] == "9h"
+    again = interrupted(*finish, folder=folder)
+    assert "movie_model_3.safetensors" in again
+    done = shine_command(*told(words, "--model"), folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert made(folder) >= {"movie_denoised.tif", "movie_model.safetensors"}
+
+
+def test_a_fixed_number_of_steps_is_resumed_without_a_budget(movie: Path) -> None:
+    how = ("--steps", "9", "--time-budget=2h", "-o", "m.safetensors")
+    finish = told(interrupted("train", movie, *how, folder=movie.parent), "--resume")
+    assert "--steps" not in finish
+    assert "--time-budget=2h" not in finish
+    done = shine_command(*finish, folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert shine.Model.load(movie.with_name("m.safetensors")).state.step == 9
+
+
+def test_a_resumed_movie_tells_no_history_of_the_interrupted_model(movie: Path) -> None:
+    how = ("--steps", "6", "--seed", "3", "--no-report")
+    finish = told(interrupted("denoise", movie, *how, folder=movie.parent), "--resume")
+    done = shine_command(*finish, folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    (line,) = (h for h in shine.read(movie.with_name("movie_denoised.tif")).history if "shine" in h)
+    assert "(lean, 6 steps, training resumed after step 1, " in line
+
+
+def test_ctrl_c_ends_the_demo_in_plain_words(tmp_path: Path) -> None:
+    how = ("--frames", "8", "--size", "48", "--time-budget", "9h")
+    words = interrupted("demo", *how, folder=tmp_path)
+    assert "nothing was left half-written" in words
+    assert not list(tmp_path.glob("demo/*denoised*"))
+
+
 def test_a_job_that_a_cluster_ends_keeps_its_model_as_well(movie: Path) -> None:
     words = stopped(movie, signal.SIGTERM, "--steps", "100000", after=0.0)
     assert "--resume" in words
@@ -309,6 +370,18 @@ def test_bad_options_are_told_in_plain_words(
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model with random weights: quick to have, and of no use for pictures."""
     return random_model().save(tmp_path_factory.mktemp("model") / "untrained.safetensors")
+
+
+def test_a_zarr_store_is_named_like_a_file(movie: Path, untrained: Path) -> None:
+    how = ("denoise", movie, "--model", untrained, "--no-report", "-o", "o.zarr")
+    assert shine_command(*how, folder=movie.parent).returncode == 0
+    refused(shine_command(*how, folder=movie.parent), "o.zarr exists", "--overwrite")
+    inside = made(movie.parent / "o.zarr")
+    done = shine_command(*how, "--frames", "0:3", "--overwrite", folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert made(movie.parent) == {"movie.tif", "o.zarr"}
+    assert made(movie.parent / "o.zarr") == inside
+    assert shine.read(movie.parent / "o.zarr").shape == (3, 48, 40)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".mrc", ".zarr", ".npy", ".hspy"])

@@ -18,7 +18,7 @@ from small import health as healthy
 from small import model, noisy, scene
 
 from shine_em.checkpoint import Model
-from shine_em.denoising import Denoiser, mean_tolerance, tiles
+from shine_em.denoising import Denoiser, halves_snr, mean_tolerance, tiles
 from shine_em.doctor import Health, check
 from shine_em.movie import LazyFrames, Movie
 from shine_em.network import Hole
@@ -339,6 +339,19 @@ def test_pixels_without_a_number_and_hot_pixels_are_not_seen() -> None:
     )
     assert np.isfinite(one).all()
     np.testing.assert_array_equal(one, two)
+
+
+def test_hot_pixels_are_no_signal_in_the_raw_halves() -> None:
+    clean = noisy(9, 64, 64)
+    raw = clean.copy()
+    raw[:, 10, 12] = raw[:, 50, 7] = 4000
+    found = []
+    for frames in (clean, raw):
+        movie = Movie.from_array(frames)
+        halves = halves_snr(Denoiser(model()), movie, check(movie))
+        assert halves is not None
+        found.append(halves["raw"])
+    np.testing.assert_allclose(found[1], found[0], atol=0.1)
 
 
 def test_mean_tolerance_is_half_a_percent_or_a_fiftieth_of_the_noise() -> None:

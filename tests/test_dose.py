@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import model as random_model
 from small import noisy, scene
 
 import shine_em as shine
 from shine_em.cli import main
+from shine_em.denoising import Denoiser
 from shine_em.dose import _part, _possible_skips, advise
 from shine_em.dose_advice import Advice
 from shine_em.dose_figure import plot_dose
-from shine_em.dose_measures import particle_measure, ratio_of_means
+from shine_em.dose_measures import measure_halves, particle_measure, ratio_of_means
 from shine_em.dose_thinning import ElectronNoise, electron_noise, slower, thin
 from shine_em.events import Event
 from shine_em.movie import LazyFrames
@@ -146,6 +148,16 @@ def test_lower_frame_rates_keep_time_and_dose_true() -> None:
     np.testing.assert_array_equal(np.asarray(summed.data[:]), expected)
     assert (summed.frame_time_s, summed.dose_e_per_A2) == (2.0, 8.0)
     assert summed.axes[0].offset == pytest.approx(0.75)
+
+
+def test_hot_pixels_are_no_signal() -> None:
+    clean = noisy(9, 64, 64)
+    raw = clean.copy()
+    raw[:, 10, 12] = raw[:, 50, 7] = 4000
+    movies = [shine.Movie.from_array(frames) for frames in (clean, raw)]
+    denoiser = Denoiser(random_model())
+    one, two = (measure_halves(denoiser, m, shine.check(m)).raw_snr for m in movies)
+    assert two == pytest.approx(one, abs=0.1)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -140,6 +140,14 @@ def test_file_shortened_after_opening_fails_with_its_name(tmp_path: Path) -> Non
         movie.frame(9)
 
 
+def test_file_that_went_away_after_opening_fails_with_its_name(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mrc", np.zeros((10, 8, 8), "f4"))
+    movie = read(path)
+    path.unlink()
+    with pytest.raises(ShineError, match=r"a\.mrc: frame 3 cannot be read \(No such file"):
+        movie.frame(3)
+
+
 def test_a_20_gb_file_is_read_in_little_memory(tmp_path: Path) -> None:
     import resource
 

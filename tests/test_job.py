@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from small import noisy, scene
 
 import shine_em as shine
@@ -117,6 +118,29 @@ def test_interrupting_while_denoising_keeps_the_model() -> None:
     assert caught.value.model.state.step == 5
 
 
+def test_interrupting_after_the_last_frame_keeps_the_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shine_em.job.halves_snr", stop)
+    result = shine.denoise(noisy(), steps=5)
+    assert result.movie.shape == (12, 48, 48)
+    assert result.halves is None
+    assert [w for w in result.warnings if "interrupted" in w]
+
+
+def test_interrupting_while_the_error_is_estimated_keeps_the_model() -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "estimating the error":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        shine.denoise(noisy(), steps=5, ensemble=False, progress=stop)
+    assert caught.value.model.state.step == 5
+
+
 def test_the_number_of_steps_is_fixed_early_and_kept() -> None:
     seen: list[Event] = []
     result = shine.denoise(noisy(8, 32, 32), time_budget="20s", progress=seen.append)
@@ -220,3 +244,47 @@ def test_a_budget_that_is_used_up_is_refused_before_training() -> None:
     with pytest.raises(shine.ShineError, match="budget"):
         shine.denoise(noisy(60, 64, 64), time_budget=0.5, progress=seen.append)
     assert "training" not in {e.stage for e in seen}
+
+
+def test_a_model_interrupted_before_its_steps_were_known_takes_them_from_the_command() -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "training" and event.done == 2:
+            raise KeyboardInterrupt
+
+    raw = noisy()
+    with pytest.raises(Interrupted) as caught:
+        shine.denoise(raw, time_budget="30s", progress=stop)
+    unfinished = caught.value.model
+    assert unfinished.state.settings.steps is None
+    out: dict[int, np.ndarray] = {}
+    result = run(
+        shine.Movie.from_array(raw), out.__setitem__, options=Options(steps=5), resume=unfinished
+    )
+    assert result.model.state.step == 5
+
+
+def test_noise_correlated_further_than_a_hole_reaches_is_denoised_and_told() -> None:
+    white = np.random.default_rng(0).normal(size=(8, 96, 96))
+    raw = scene(8, 96, 96) + 40 * ndimage.gaussian_filter(white, (0, 4, 4))
+    result = shine.denoise(raw.astype(np.float32), steps=2)
+    assert max(result.noise.hole) > 15
+    assert max(result.model.hole) == 15
+    assert [w for w in result.warnings if "smaller than" in w]
+
+
+def test_a_movie_of_which_every_second_frame_is_blank_is_denoised() -> None:
+    raw = noisy(16)
+    raw[1::2] = 0
+    result = shine.denoise(raw, steps=5)
+    assert result.noise.sigma == pytest.approx(np.sqrt(20), rel=0.15)
+    assert not result.noise.fixed_pattern
+
+
+def test_repeated_frames_do_not_pass_for_noise_that_lives_on() -> None:
+    raw = noisy(24)
+    raw[5], raw[6], raw[13] = raw[4], raw[4], raw[12]
+    assert shine.denoise(raw, steps=2).noise.blinded_lags == ()
+    doubled = np.repeat(noisy(12), 2, axis=0)
+    noise = shine.denoise(doubled, steps=2).noise
+    assert noise.blinded_lags == ()
+    assert noise.hole == (1, 1)

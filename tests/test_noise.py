@@ -248,6 +248,13 @@ def test_gain_of_a_weak_contrast(kind: str) -> None:
     assert curve.gain == pytest.approx(3, rel=0.25)
 
 
+@pytest.mark.parametrize("rate", [0.006, 0.3])
+def test_variance_of_few_electrons_is_not_taken_too_low(rate: float) -> None:
+    counts = np.random.default_rng(0).poisson(rate, (40, 128, 128))
+    curve = noise_statistics(counts).mean_variance
+    assert curve.gain * counts.mean() + curve.offset == pytest.approx(rate, rel=0.05)
+
+
 def test_skewed_counts_over_a_flat_field_have_no_slope_of_their_own() -> None:
     counts = np.random.default_rng(0).poisson(0.3, (24, 128, 128))
     stats = noise_statistics(counts)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shine_em import observing
+from shine_em.doctor import check
 from shine_em.metrics import frame_snr
 from shine_em.movie import LazyFrames, Movie
 from shine_em.observing import Observations, Observer
@@ -103,6 +104,21 @@ def test_pixels_without_a_value_do_not_spread() -> None:
     assert np.isfinite(seen.sample_raw).all()
     empty = observe(np.full((2, 20, 20), np.nan), np.zeros((2, 20, 20)))
     assert np.isfinite(empty.raw).all()
+
+
+def test_hot_pixels_are_no_signal() -> None:
+    clean = np.random.default_rng(0).poisson(20, size=(8, 64, 64)).astype(np.float32)
+    raw = clean.copy()
+    raw[:, 10, 12] = raw[:, 50, 7] = 3000
+    health = check(Movie.from_array(raw))
+    observer = Observer(Movie.from_array(raw), health=health)
+    for t, frame in enumerate(raw):
+        observer.add(t, frame, clean[t])
+    seen = observer.finish()
+    assert np.nanmax(frame_snr(raw)) > 10
+    # White noise alone: 10 dB would be a correlation of 0.9.
+    assert np.nanmax(seen.snr_raw) < -10
+    np.testing.assert_allclose(seen.mean_raw, raw.mean((1, 2)), rtol=1e-5)
 
 
 def test_frames_must_come_in_order_and_all() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 from small import health, model
 
 from shine_em.denoising import Denoiser
@@ -17,7 +19,7 @@ from shine_em.network import NetworkConfig
 from shine_em.noise import noise_statistics
 from shine_em.patches import Normalisation, PatchPool, Timeline, cut
 from shine_em.planning import Options, prepare
-from shine_em.registration import Drift, measure_drift
+from shine_em.registration import Drift, _spread, measure_drift
 from shine_em.training import TrainingSettings, train
 
 
@@ -136,6 +138,18 @@ def test_a_movie_of_one_frame_does_not_drift():
     drift = drift_of(movie)
     assert not drift.helps
     assert drift.path.shape == (1, 2)
+
+
+@pytest.mark.parametrize("width", [4.0, 16.0])
+def test_the_noise_of_an_average_over_time_needs_no_square_of_the_frames(width):
+    for n in (1, 2, 5, 32, 33, 34, 66, 128, 129, 130, 300):
+        weights = gaussian_filter1d(np.eye(n), width, axis=0, mode="nearest")
+        np.testing.assert_allclose(_spread(n, width), np.sqrt((weights**2).sum(1)), rtol=1e-12)
+    tracemalloc.start()
+    assert len(_spread(20_000, width)) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e6
 
 
 def test_cut_takes_whole_pixels_and_fills_what_lies_outside():

@@ -397,7 +397,7 @@ def test_the_uncertainty_map_is_shown_where_it_was_asked_for(data, page_path, br
     opened.goto(path.as_uri())
     section = opened.locator("#uncertainty")
     words = section.inner_text()
-    assert "frame 4" in words
+    assert "frame 3" in words
     assert "residual hardly says" in words
     drawn = section.locator("svg").inner_html()
     assert drawn.count("<image") == 4  # two pictures and their colour bars

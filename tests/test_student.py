@@ -80,6 +80,18 @@ def test_a_student_repeats_its_teacher_on_frames_it_has_not_seen_and_at_the_ends
     assert (student.steps, student.lessons) == (2 * STEPS, lesson_count(movie, 5, 8))
 
 
+def test_a_student_is_as_bright_as_its_teacher(
+    taught: tuple[Movie, Plan, Model, Student],
+) -> None:
+    movie, plan, trained, _ = taught
+    brighter = replace(trained, offset=trained.offset + 2.0)
+    student = distil(movie, plan.health, Denoiser(brighter), steps=8, lessons=3)
+    one, other = (
+        pixels(noisy(), Denoiser(m)).mean() for m in (replace(brighter, student=student), brighter)
+    )
+    assert one == pytest.approx(other, abs=0.3 * trained.normalisation.scale)
+
+
 def test_distilling_repeats_to_the_bit(taught: tuple[Movie, Plan, Model, Student]) -> None:
     movie, plan, trained, _ = taught
     teacher = Denoiser(trained)

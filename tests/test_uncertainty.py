@@ -14,9 +14,16 @@ from shine_em.checkpoint import Model
 from shine_em.doctor import Health
 from shine_em.files import Outputs, denoise_file
 from shine_em.noise import noise_statistics
+from shine_em.noise_probe import NoiseProbe, look
 from shine_em.patches import Normalisation
 from shine_em.planning import Options
-from shine_em.uncertainty import Calibration, ErrorMaps, calibrate, uncertainty_warnings
+from shine_em.uncertainty import (
+    Calibration,
+    ErrorMaps,
+    _where,
+    calibrate,
+    uncertainty_warnings,
+)
 
 SIGMA, WIDTH = 10.0, 1.2
 
@@ -78,6 +85,33 @@ def test_at_edges_it_holds_the_blur_as_well(blurred):
     assert off > 1.15 * through  # the blur is there to be found
     assert np.sqrt((error[steep] ** 2).mean()) == pytest.approx(off, rel=0.15)
     assert found.constant > 10 * found.constant_error
+
+
+def test_where_the_picture_drifts_its_edges_are_where_they_are(swaying):
+    """The frames beside, from which the slope is taken, are displaced by the drift."""
+    movie, _, health, noise = swaying
+    frame = movie.frame(8).astype(np.float32)
+    path = np.outer(np.arange(16) - 8, (7.0, -5.0))  # at rest in frame 8
+    drifting = Movie.from_array(
+        np.stack([np.roll(frame, tuple(p.astype(int)), (0, 1)) for p in path])
+    )
+    still = Movie.from_array(np.stack([frame] * 16))
+    seen = []
+    for m, p in ((still, None), (drifting, path)):
+        checked = replace(health, path=p)
+        probe = NoiseProbe(m, checked, noise, Blur.model.normalisation, 0)
+        seen.append(list(look(Blur(), m, checked, probe, range(7, 10)))[1])
+    there, here = (_where(s, 1.0)[1] for s in seen)
+    inside = slice(16, -16)
+    np.testing.assert_allclose(here[inside, inside], there[inside, inside], rtol=0.01, atol=1e-3)
+
+
+def test_noise_that_is_not_the_measured_one_is_told(swaying):
+    movie, _, health, noise = swaying
+    weaker = replace(
+        noise, sigma=noise.sigma / 3, mean_variance=replace(noise.mean_variance, reliable=False)
+    )
+    assert calibrate(Blur(), movie, health, weaker).doubtful
 
 
 def test_calibration_survives_being_written(blurred):

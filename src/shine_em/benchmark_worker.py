@@ -74,16 +74,10 @@ def measure_noise(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> N
     """Measure the noise statistics that all methods are given."""
     from .doctor import check
     from .io import read
-    from .noise import noise_statistics
+    from .noise import noise_of
 
     movie = read(task["noisy"])
-    health = check(movie)
-    stats = noise_statistics(
-        movie,
-        skip_frames=np.flatnonzero(np.asarray(health.blank)).tolist(),
-        bad_pixels=np.asarray(health.bad_pixels),
-    )
-    result["noise"] = stats.to_dict()
+    result["noise"] = noise_of(movie, check(movie)).to_dict()
 
 
 def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:

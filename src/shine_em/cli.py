@@ -9,7 +9,7 @@ import signal as signals
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -47,6 +47,9 @@ from .cli_options import (
 )
 from .errors import ShineError
 
+if TYPE_CHECKING:
+    from .checkpoint import Model
+
 # A laptop also runs a browser: threads that sleep while they wait lose far less to it than
 # threads that spin, and nothing on an idle machine. It must be set before PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,12 +59,13 @@ errors = Console(stderr=True, highlight=False)
 
 app = App(
     name="shine",
-    help="Denoise electron-microscopy movies, trained on nothing but the movie itself.",
+    help="Denoise electron-microscopy movies, trained on the movie itself.",
     help_epilogue=(
         "Example: `shine denoise movie.dm4` writes `movie_denoised.tif` and `movie_report.html`."
     ),
     version_flags=["--version"],
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says something
 )
 app.command(
     "shine_em.cli_simulate:app", name="simulate", help="Simulate movies whose truth is known."
@@ -140,7 +144,7 @@ def denoise(
     pixel_size: PixelSize = None,
     frame_time: FrameTime = None,
 ) -> None:
-    """Denoise a movie: measure its noise, train on it alone, write movie and report."""
+    """Denoise a movie: measure its noise, train on it, write movie and report."""
     from .checkpoint import Model
     from .display import Display, print_summary
     from .files import Outputs, denoise_file, make_folder, save_interrupted
@@ -186,8 +190,8 @@ def denoise(
             path = save_interrupted(stopped, outputs)
             raise _Stopped(
                 f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
-                f"{path}:\n  finish training:  {_again('--resume', path)}\n"
-                f"  use it as it is:  {_again('--model', path)}"
+                f"{path}:\n  finish training:  {_resuming(stopped.model, path)}\n"
+                f"  use it as it is:  {_again('--model', path, '--time-budget', '--register')}"
             ) from None
     print_summary(console, done.result, outputs.all(), time.monotonic() - started)
 
@@ -257,7 +261,7 @@ def train(
             )
         except Interrupted as stopped:
             stopped.model.save(path, overwrite=overwrite)
-            again = _again("--resume", path) + ("" if overwrite else " --overwrite")
+            again = _resuming(stopped.model, path) + ("" if overwrite else " --overwrite")
             raise _Stopped(
                 f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
                 f"{path}; go on with:\n  {again}"
@@ -292,21 +296,15 @@ def noise(
     crop: Crop = None,
 ) -> None:
     """Measure a movie's noise and recommend the blind spot (paper, Eq. 4)."""
-    import numpy as np
-
     from .doctor import check
-    from .noise import format_table, noise_statistics
+    from .noise import format_table, noise_of
 
     for path in (figure, as_json):
         if path is not None and path.exists() and not overwrite:
             raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
     movie = open_input(file, signal, signed, frames, crop, None, None)
     health = check(movie)
-    stats = noise_statistics(
-        movie,
-        skip_frames=np.flatnonzero(health.blank).tolist(),
-        bad_pixels=health.bad_pixels,
-    )
+    stats = noise_of(movie, health)
     console.print(format_table(stats), markup=False, soft_wrap=True)
     if as_json is not None:
         text = json.dumps(stats.to_dict(), indent=2) + "\n"
@@ -367,29 +365,40 @@ def demo(
     """Simulate a movie, denoise it, and compare with the truth. Results are replaced."""
     from .demo import run_demo
     from .display import Display
+    from .job import Interrupted
     from .planning import parse_duration
 
     with Display(console) as display:
-        shown = run_demo(
-            output, budget_s=parse_duration(time_budget), frames=frames, size=size, seed=seed,
-            simulating=display.count("simulating"), progress=display,
-        )  # fmt: skip
+        try:
+            shown = run_demo(
+                output, budget_s=parse_duration(time_budget), frames=frames, size=size, seed=seed,
+                simulating=display.count("simulating"), progress=display,
+            )  # fmt: skip
+        except Interrupted:  # nobody goes on with a demonstration's half-trained model
+            raise KeyboardInterrupt from None
     for line in shown.lines():
         console.print(line, soft_wrap=True)
 
 
-def _again(option: str, path: Path) -> str:
-    """Return the command that was given, to be gone on with."""
+def _again(option: str, path: Path, *less: str) -> str:
+    """Return the command that was given, ``less`` some options, with the interrupted model."""
     words = iter(sys.argv[1:])
     kept = []
     for word in words:
         name, _, value = word.partition("=")
-        if name in ("--steps", "--time-budget", "--hole", "--model", "--resume"):
+        if name in ("--steps", "--hole", "--model", "--resume", *less):
             if not value:
                 next(words, None)
-        elif word != "--fine-tune":
+        elif name != "--fine-tune":
             kept.append(word)
     return shlex.join(["shine", *kept, option, str(path)])
+
+
+def _resuming(model: Model, path: Path) -> str:
+    """Return the command that was given, to be gone on with."""
+    # Once the number of steps is fixed, the budget that it was made of has no meaning any more.
+    fixed = model.state.settings.steps is not None
+    return _again("--resume", path, *(("--time-budget",) if fixed else ()))
 
 
 class _Stopped(Exception):

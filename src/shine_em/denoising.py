@@ -334,14 +334,14 @@ def halves_snr(
     if len(good) < 6 or not starts:
         return None
     starts = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
+    # Normalising changes no correlation, and takes out bad pixels, spikes and what is no number.
+    normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
     found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
     for t in starts:
         (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
             movie, health, frames=[t, t + 1], halves=True
         )
         found["frames"].append(t)
-        # Normalising changes no correlation, and takes out spikes and what is no number.
-        normalise = denoiser.model.normalisation.apply
-        found["raw"].append(float(snr(normalise(raw_a), normalise(raw_b))))
+        found["raw"].append(float(snr(normalise(raw_a, bad), normalise(raw_b, bad))))
         found["denoised"].append(float(snr(a, b)))
     return found

@@ -360,7 +360,9 @@ class _School:
             for shift, each in placed.items()
         }
         shift = min(rows)
-        return _Lesson(pixels, rows, self.teacher.predict(pixels[rows[shift]][None], shift)[0])
+        # Without the model's offset, which is added to whatever the student says as well.
+        target = self.teacher.predict(pixels[rows[shift]][None], shift)[0] - self.model.offset
+        return _Lesson(pixels, rows, target.astype(np.float32))
 
 
 def _train(

@@ -1,7 +1,7 @@
 """Dose advisor: how far dose and frame rate could drop before a measurement fails.
 
 The movie is thinned to fewer electrons (`shine_em.dose_thinning`) or to fewer frames, each of these
-movies is denoised by the ordinary job, trained on nothing but itself, and measured.
+movies is denoised by the ordinary job, trained on itself, and measured.
 """
 
 from __future__ import annotations

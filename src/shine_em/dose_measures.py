@@ -94,13 +94,14 @@ def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: i
             f"few to compare even and odd ones; {_LEAST_FRAMES} are needed."
         )
     picked = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
-    normalise = denoiser.model.normalisation.apply
+    # Hot pixels, which stay where they are, would pass for signal.
+    normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
     raw, clean, curves, errors = [], [], [], []
     for t in picked:
         (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
             movie, health, frames=[t, t + 1], halves=True
         )
-        raw.append(correlation(normalise(raw_a), normalise(raw_b)))
+        raw.append(correlation(normalise(raw_a, bad), normalise(raw_b, bad)))
         clean.append(correlation(a, b))
         curves.append(fourier_ring_correlation(a, b, pixel_size_nm=movie.pixel_size_nm))
         errors.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / 2)

@@ -22,6 +22,7 @@ from .planning import Options
 from .report import ReportData, write_report
 from .report_uncertainty import uncertainty_picture
 from .uncertainty import error_history
+from .warm_start import BEGINNING, ORIGIN, SHORT
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]
 
@@ -49,14 +50,13 @@ class Outputs:
     ) -> Outputs:
         """Name the outputs after the input, beside it or where ``output`` says.
 
-        ``output`` is a folder (existing, or a name without a suffix) or the movie's name.
+        ``output`` is a folder (existing, or a name without a suffix) or the movie's name, as that
+        of a zarr store always is.
         """
-        # A folder's name may hold dots; a zarr store is a folder that has a suffix.
-        whole = source.is_dir() and source.suffix.lower() != ".zarr"
-        stem = source.name if whole else source.stem
+        stem = source.name if _is_folder(source) else source.stem
         folder, name = source.parent, f"{stem}_denoised.tif"
         if output is not None:
-            if output.is_dir() or not output.suffix:
+            if _is_folder(output) or not output.suffix:
                 folder = output
             else:
                 folder, name = output.parent, output.name
@@ -131,7 +131,7 @@ def denoise_file(
     _keep_input(movie, outputs)
     began = datetime.now(UTC)
     # The history is written first, before it is known how many steps will fit.
-    like = replace(movie, history=(*movie.history, _planned(options, model or resume)))
+    like = replace(movie, history=(*movie.history, _planned(options, model, resume)))
     pixels = float(np.prod(movie.shape, dtype=float))
     writing_s = pixels * 4 / 200e6  # bytes, at a slow disk's speed
     if outputs.video is not None:
@@ -148,7 +148,9 @@ def denoise_file(
         options = replace(options, uncertainty=outputs.uncertainty is not None)
         if outputs.uncertainty is not None:
             writing_s += pixels * 4 / 200e6
-            what = replace(movie, history=(*movie.history, error_history(model)))
+            what = replace(
+                movie, history=(*movie.history, error_history(None if options.fine_tune else model))
+            )
             errors = files.enter_context(
                 open_writer(outputs.uncertainty, what, overwrite=overwrite)
             )
@@ -199,18 +201,32 @@ def _keep_input(movie: Movie, outputs: Outputs) -> None:
             raise ShineError(f"{path} is the movie itself: give the result another name with -o.")
 
 
-def _planned(options: Options, model: Model | None) -> str:
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder to hold files; its name may have dots."""
+    return path.is_dir() and path.suffix.lower() != ".zarr"
+
+
+def _planned(options: Options, model: Model | None, resume: Model | None) -> str:
     if model is not None and not options.fine_tune:
         return history(model)
-    how = f"{options.steps} steps" if options.steps else "trained on itself"
-    if options.fine_tune:
+    preset, steps, seed = options.preset, options.steps, options.seed
+    begun = options.fine_tune
+    if resume is not None:  # it goes on by its own recipe; holes and best step may still change
+        recipe = resume.state.settings
+        preset, steps, seed = recipe.preset, recipe.steps, recipe.seed
+        begun = ORIGIN in resume.provenance
+    how = f"{steps} steps" if steps else "trained on itself"
+    if resume is not None:
+        how += f", training resumed after step {resume.state.step}"
+    if begun:
         how += ", begun from another movie's model"
+    elif resume is not None:
+        how += ", begun from shipped weights" if BEGINNING in resume.provenance else ""
+    elif preset == "lean" and not options.from_scratch and (steps or 0) < SHORT:
+        how += f", begun from shipped weights where they fit and steps were fewer than {SHORT}"
     if options.student == "always":
         how += ", a student in one pass where that is as good"
-    return (
-        f"denoised by shine-em {versions()['shine-em']} ({options.preset}, {how}, seed "
-        f"{options.seed})"
-    )
+    return f"denoised by shine-em {versions()['shine-em']} ({preset}, {how}, seed {seed})"
 
 
 def report_data(
@@ -272,11 +288,14 @@ def report_data(
 
 
 def save_interrupted(stopped: Interrupted, outputs: Outputs) -> Path:
-    """Write an interrupted model beside the outputs, under a name that is still free."""
+    """Write an interrupted model beside the outputs.
+
+    Its name is free, and not the one that the trained model is to get.
+    """
     stem = outputs.movie.stem.removesuffix("_denoised")
     path = outputs.movie.with_name(f"{stem}_model.safetensors")
     number = 2
-    while path.exists():
+    while path.exists() or path == outputs.model:
         path = path.with_name(f"{stem}_model_{number}.safetensors")
         number += 1
     return stopped.model.save(path)

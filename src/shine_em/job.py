@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +26,14 @@ from .io import read
 from .movie import Movie
 from .noise import NoiseStatistics
 from .observing import Observations, Observer
-from .patches import Normalisation, Timeline
+from .patches import Normalisation
 from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
 from .reserve import REPORT_S, distilling_s, duration_text, reserve
+from .reuse import applied, brightness_offset, misfit, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
-from .uncertainty import error_history, uncertainty_warnings, with_errors
+from .uncertainty import check_possible, error_history, uncertainty_warnings, with_errors
 from .warm_start import BEGINNING, ORIGIN, SHORT, beginning, fine_tuning_s, origin_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
@@ -227,31 +229,31 @@ def run(
     start, model = (model, None) if options.fine_tune else (None, model)
     clock = _Clock(started, None if model is not None else _budget(options, resume))
     plan = prepare(movie, options, model=model or resume, progress=tell)
+    if error_sink is not None:
+        check_possible(movie, plan.health, plan.noise)
     trained_here = model is None
     if model is None:
         model, plan = _fit(movie, plan, options, resume, start, clock, writing_s, tell)
     else:
-        plan = replace(plan, warnings=plan.warnings + _misfit(movie, plan, model))
-    try:
+        plan = replace(plan, warnings=plan.warnings + misfit(movie, plan, model))
+        model = applied(movie, plan, options, model)
+    with _rescued(model if trained_here else None):
         model, plan, verdict = _one_pass(movie, plan, options, model, clock, tell)
-    except KeyboardInterrupt:
-        if trained_here:
-            raise Interrupted(model) from None
-        raise
     device = pick_device(options.device)
     denoiser = Denoiser(
         model, device=device, precision=pick_precision(device, options.precision),
-        holes=None if options.ensemble else [model.hole], tile=options.tile,
+        tile=options.tile,
     )  # fmt: skip
     error = verdict.student if denoiser.by_student and verdict else None
-    error = error or _error(movie, plan, denoiser, tell)
+    with _rescued(model if trained_here else None):
+        error = error or _error(movie, plan, denoiser, tell)
     watch = None if error is None else _watch(plan, error)
-    observer = Observer(movie)
+    observer = Observer(movie, health=plan.health)
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
     restored = 0
     n = len(movie)
     begun = time.monotonic()
-    try:
+    with _rescued(model if trained_here else None):
         model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
         for done, (t, raw, frame) in enumerate(stream, start=1):
             trusted = _trusted(raw, plan.health)
@@ -266,10 +268,6 @@ def run(
                 smearing.add(t, raw, frame, trusted=trusted, scene=scene)
             pace = (time.monotonic() - begun) / done
             tell(Event("denoising", done, n, seconds_left=pace * (n - done)))
-    except KeyboardInterrupt:
-        if trained_here:  # what took the time is not lost
-            raise Interrupted(model) from None
-        raise
     warnings = plan.warnings
     if restored:
         warnings += (
@@ -283,7 +281,10 @@ def run(
     warnings += () if frame_errors is None else frame_errors.warnings()
     halves = None
     if (left := clock.left()) is None or left > REPORT_S:
-        halves = halves_snr(denoiser, movie, plan.health)
+        try:
+            halves = halves_snr(denoiser, movie, plan.health)
+        except KeyboardInterrupt:  # all frames are there: they are worth more than one number
+            warnings += ("The SNR of even against odd frames was interrupted, and is not given.",)
     return Result(
         movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent(),
         plan.drift, smears, plan.ensemble, error, frame_errors,
@@ -305,11 +306,20 @@ def train_model(
     clock = _Clock(started, _budget(options, resume))
     plan = prepare(movie, options, model=resume, progress=tell)
     model, plan = _fit(movie, plan, options, resume, None, clock, None, tell)
-    try:
+    with _rescued(model):
         model, plan, _ = _one_pass(movie, plan, options, model, clock, tell)
-    except KeyboardInterrupt:
-        raise Interrupted(model) from None
     return model, plan
+
+
+@contextmanager
+def _rescued(model: Model | None) -> Iterator[None]:
+    """Let Ctrl-C carry out what was trained: it took the time."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if model is None:
+            raise
+        raise Interrupted(model) from None
 
 
 def _budget(options: Options, resume: Model | None) -> float | None:
@@ -372,7 +382,8 @@ def _fit(
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=seconds, device=device, precision=precision,
-        resume=resume.state if resume else None, start_from=weights,
+        resume=replace(resume.state, settings=plan.settings) if resume else None,
+        start_from=weights,
         start_limit=SHORT if BEGINNING in origin else None, progress=listen,
     )  # fmt: skip
     model = Model(
@@ -384,23 +395,23 @@ def _fit(
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )  # fmt: skip
-    if state.stopped == "interrupted":
-        offset = _offset(movie, plan.health, model, device, precision)
-        raise Interrupted(replace(model, offset=offset))
-    if plan.candidates and plan.noise.sigma > 0:
-        tell(Event("choosing the holes", 0, 1))
-        try:
+    with _rescued(model):
+        if state.stopped == "interrupted":
+            offset = brightness_offset(movie, plan.health, model, device, precision)
+            raise Interrupted(replace(model, offset=offset))
+        if plan.candidates and plan.noise.sigma > 0:
+            tell(Event("choosing the holes", 0, 1))
             model, ensemble = measure_ensemble(
                 movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
                 device=device, precision=precision, tile=options.tile,
             )  # fmt: skip
-        except KeyboardInterrupt:
-            raise Interrupted(model) from None
-        plan = replace(
-            plan, holes=ensemble.holes, ensemble=ensemble,
-            warnings=(*plan.warnings, *ensemble.warnings()),
-        )  # fmt: skip
-    return replace(model, offset=_offset(movie, plan.health, model, device, precision)), plan
+            plan = replace(
+                plan, holes=ensemble.holes, ensemble=ensemble,
+                warnings=(*plan.warnings, *ensemble.warnings()),
+            )  # fmt: skip
+        return replace(
+            model, offset=brightness_offset(movie, plan.health, model, device, precision)
+        ), plan
 
 
 def _one_pass(
@@ -413,7 +424,12 @@ def _one_pass(
         else:
             plan = replace(plan, schooling=Schooling(steps=plan.settings.steps or STEPS))
     if plan.schooling is None:
-        return (replace(model, student=None) if model.student else model), plan, None
+        # What was calibrated is the student's map.
+        return (
+            (replace(model, student=None, uncertainty=None) if model.student else model),
+            plan,
+            None,
+        )
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     model, verdict = graduate(
@@ -422,8 +438,7 @@ def _one_pass(
     )  # fmt: skip
     ensemble_s, left = plan.schooling.ensemble_s, clock.left()
     if not verdict.kept and ensemble_s is not None and left is not None and left < ensemble_s:
-        model = replace(model, holes=(model.hole,), weights=(1.0,), linear=None)
-        model = replace(model, offset=_offset(movie, plan.health, model, device, precision))
+        model = single_hole(movie, plan, model, device, precision)
         plan = replace(
             plan, ensemble=None, holes=model.holes,
             warnings=(
@@ -450,43 +465,7 @@ def _watch(plan: Plan, error: ErrorEstimate) -> FrameWatch:
     return FrameWatch(plan.health, plan.noise, Normalisation.of(plan.health), error)
 
 
-def _offset(movie: Movie, health: Health, model: Model, device: Any, precision: str) -> float:
-    """Return the mean of raw − denoised, normalised, over a few frames and the trusted pixels."""
-    targets = Timeline(len(movie), health).targets()
-    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
-    denoiser = Denoiser(model, device=device, precision=precision)
-    good = ~np.asarray(health.bad_pixels, bool)
-    differences = []
-    for _, raw, frame in denoiser.stream(movie, health, frames=picked):
-        trusted = good & model.normalisation.trusted(raw)
-        differences.append(float((raw.astype(np.float64) - frame)[trusted].mean()))
-    return float(np.mean(differences)) / model.normalisation.scale
-
-
 def _trusted(raw: np.ndarray, health: Health) -> np.ndarray:
     """Return which pixels of a frame are neither bad nor spikes, ``(y, x)`` bool."""
     good: np.ndarray = ~np.asarray(health.bad_pixels, bool) & Normalisation.of(health).trusted(raw)
     return good
-
-
-def _misfit(movie: Movie, plan: Plan, model: Model) -> tuple[str, ...]:
-    """Say where a movie differs from the one that a model was trained on."""
-    words = []
-    n, h = model.normalisation, plan.health
-    if not 0.75 < h.scale / n.scale < 1.33 or abs(h.location - n.location) > 0.5 * n.scale:
-        words.append(
-            f"This movie's intensities ({h.location:.4g} ± {h.scale:.4g}) are not those of the "
-            f"model's movie ({n.location:.4g} ± {n.scale:.4g}): train anew for a result to trust."
-        )
-    if any(a > b for a, b in zip(plan.noise.hole, model.hole, strict=True)):
-        words.append(
-            f"This movie's noise asks for a blind spot of {plan.noise.hole[0]}x"
-            f"{plan.noise.hole[1]}, the model has {model.hole[0]}x{model.hole[1]}: noise may "
-            "survive as structure."
-        )
-    if set(plan.noise.blinded_lags) - set(model.blinded_lags):
-        words.append(
-            "This movie's noise is correlated in time, which the model was not made for: train "
-            "anew."
-        )
-    return tuple(words)

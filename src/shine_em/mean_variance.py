@@ -116,8 +116,15 @@ def _grouped(blocks: np.ndarray) -> list[np.ndarray]:
 
 
 def _median_of_means(values: np.ndarray) -> float:
-    """Return a mean that a few outliers cannot move and that skewness does not bias."""
-    batches = max(len(values) // 8, 1)
+    """Return a mean that a few outliers cannot move and that skewness does not bias.
+
+    Means over eight values, unless most values are far below their mean: of a few electrons each,
+    which are many in few blocks, larger batches are needed for a mean without skewness.
+    """
+    size, mean = 8, float(values.mean())
+    if np.median(values) < 0.5 * mean:
+        size = max(size, int(np.ceil((values.std() / (0.25 * mean)) ** 2)))
+    batches = max(len(values) // size, 1)
     return float(
         np.median(values[: batches * (len(values) // batches)].reshape(-1, batches).mean(axis=0))
     )

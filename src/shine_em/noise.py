@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import ShineError
 from .mean_variance import MeanVariance, fit_mean_variance
-from .movie import Movie
+from .movie import LazyFrames, Movie
 from .noise_figure import plot_noise
 from .noise_fit import (
     CorrelationFit,
@@ -25,7 +25,17 @@ from .noise_fit import (
 from .noise_spectrum import Spectra, measure_spectra
 from .temporal_noise import temporal_noise
 
-__all__ = ["MeanVariance", "NoiseStatistics", "format_table", "noise_statistics", "plot_noise"]
+if TYPE_CHECKING:
+    from .doctor import Health
+
+__all__ = [
+    "MeanVariance",
+    "NoiseStatistics",
+    "format_table",
+    "noise_of",
+    "noise_statistics",
+    "plot_noise",
+]
 
 #: A correlation below this is not worth hiding: a larger hole costs more than the noise it hides.
 MATERIAL_CORRELATION = 0.045
@@ -261,6 +271,31 @@ def noise_statistics(
         fixed_pattern_fraction=temporal.fixed_pattern_fraction,
         warnings=(*temporal.warnings, *_pixel_warnings(spectra, spectrum, fit, samples)),
     )
+
+
+def noise_of(movie: Movie, health: Health) -> NoiseStatistics:
+    """Measure the noise of a movie's good frames, as `noise_statistics` does.
+
+    Blank frames and copies are left out, and what is left counts as consecutive: a repeated frame
+    would pass for noise that lives on, and where every second frame is blank no two would be
+    neighbours.
+
+    Parameters
+    ----------
+    movie, health
+        The movie and its input check.
+    """
+    count = len(movie)
+    kept = np.flatnonzero(
+        ~np.asarray(health.blank, bool) & (np.asarray(health.duplicate_of) == np.arange(count))
+    )
+    good = movie
+    if 0 < len(kept) < count:
+        frames = LazyFrames(
+            lambda i: movie.frame(int(kept[i])), (len(kept), *movie.shape[1:]), movie.dtype
+        )
+        good = movie.with_data(frames, did="blank and repeated frames left out")
+    return noise_statistics(good, bad_pixels=np.asarray(health.bad_pixels, bool))
 
 
 def format_table(stats: NoiseStatistics) -> str:

@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from .doctor import Health
 from .error_estimate import noise_variance
-from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
 from .noise_spectrum import noise_colour
@@ -37,16 +36,11 @@ class NoiseProbe:
     Parameters
     ----------
     movie, health, noise
-        The movie and what is known of it.
+        The movie and what is known of it; there must be some noise.
     normalisation
         Of the denoiser: pixels that it does not trust get no probe.
     seed
         Of the probe.
-
-    Raises
-    ------
-    ShineError
-        If no noise could be measured.
     """
 
     def __init__(
@@ -57,11 +51,6 @@ class NoiseProbe:
         normalisation: Normalisation,
         seed: int,
     ) -> None:
-        if not noise.sigma > 0:
-            raise ShineError(
-                f"{movie.name}: no noise could be measured, so no uncertainty can be told. Leave "
-                "out --uncertainty."
-            )
         self.movie, self.noise, self.normalisation, self.seed = movie, noise, normalisation, seed
         self.bad = np.asarray(health.bad_pixels, bool)
         self.fixed = noise.fixed_pattern_fraction if noise.fixed_pattern else 0.0
@@ -145,6 +134,20 @@ class Seen:
         return np.asarray(np.pi / 2 * mean**2)
 
 
+def _placed(frame: np.ndarray, path: np.ndarray | None, of: int, at: int) -> np.ndarray:
+    """Return frame ``of`` displaced by the drift, so that its picture lies on that of ``at``.
+
+    What the drift brings in from outside is taken from the border.
+    """
+    if path is None:
+        return frame
+    by = np.rint(path[of] - path[at]).astype(int)
+    rows, columns = (
+        np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip(frame.shape, by, strict=True)
+    )
+    return frame[np.ix_(rows, columns)]
+
+
 def look(
     denoiser: Denoiser, movie: Movie, health: Health, probe: NoiseProbe, frames: Sequence[int]
 ) -> Iterator[Seen]:
@@ -163,7 +166,10 @@ def look(
         def beside(j: int) -> tuple[Any, Any]:
             if not 0 <= j < len(held) or health.segment[held[j][0]] != health.segment[t]:
                 return None, None
-            return (None, None) if health.blank[held[j][0]] else (held[j][2], held[j][3])
+            if health.blank[held[j][0]]:
+                return None, None
+            at, _, frame, moved = held[j]
+            return _placed(frame, health.path, at, t), _placed(moved, health.path, at, t)
 
         (before, moved_before), (after, moved_after) = beside(i - 1), beside(i + 1)
         return Seen(t, raw, denoised, (before, after), (moved_before, moved, moved_after))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .doctor import Health
 from .metrics import snr_from_correlation
 from .movie import Movie
+from .patches import Normalisation
 from .residual import ResidualSpectra
 
 __all__ = ["Observations", "Observer", "Spectrum"]
@@ -92,6 +94,9 @@ class Observer:
         The movie being denoised; only its shape is used.
     keep
         Most frame pairs to keep for display, evenly spread over the movie.
+    health
+        Its input check: bad pixels, which stay where they are and would pass for signal, do not
+        count in the SNR of the raw frames, nor do spikes. None for a movie without any.
 
     Examples
     --------
@@ -103,8 +108,10 @@ class Observer:
     array([0, 1, 2, 3])
     """
 
-    def __init__(self, movie: Movie, *, keep: int = 16) -> None:
+    def __init__(self, movie: Movie, *, keep: int = 16, health: Health | None = None) -> None:
         n, height, width = movie.shape
+        self._normalisation = None if health is None else Normalisation.of(health)
+        self._bad = None if health is None else np.asarray(health.bad_pixels, bool)
         self._shape = movie.shape
         self._next = 0
         self._kept = _spread(n, max(1, keep))
@@ -149,8 +156,11 @@ class Observer:
         pair = (_finite(raw), _finite(denoised))
         point = t // self._block
         values = [float(image.mean(dtype=np.float64)) for image in pair]
+        compared = pair
+        if self._normalisation is not None:  # which changes no correlation
+            compared = self._normalisation.apply(raw, self._bad), pair[1]
         if self._previous is not None:
-            values += [_correlation(a, b) for a, b in zip(self._previous, pair, strict=True)]
+            values += [_correlation(a, b) for a, b in zip(self._previous, compared, strict=True)]
         for row, value in enumerate(values):
             if np.isfinite(value):
                 self._sums[row, point] += value
@@ -165,7 +175,7 @@ class Observer:
         if t == self._pictured:
             a, b = (image[self._middle] for image in pair)
             self._spectrum = Spectrum(t, _log_power(a), _log_power(b), _log_power(a - b))
-        self._previous = pair
+        self._previous = compared
 
     def finish(self) -> Observations:
         """Return what was seen.

@@ -16,7 +16,7 @@ from .events import Event, Listener
 from .leakage import correlation_to_remember
 from .movie import Movie
 from .network import LARGEST_HOLE, Hole, NetworkConfig, check_hole
-from .noise import NoiseStatistics, noise_statistics
+from .noise import NoiseStatistics, noise_of
 from .registration import Drift, measure_drift
 from .training import PRESETS, TrainingSettings
 
@@ -214,19 +214,17 @@ def prepare(
     tell(Event("checking the movie", 0, 1))
     health = check(movie)
     tell(Event("measuring the noise", 0, 1))
-    noise = noise_statistics(
-        movie,
-        skip_frames=np.flatnonzero(np.asarray(health.blank)).tolist(),
-        bad_pixels=np.asarray(health.bad_pixels),
-    )
+    noise = noise_of(movie, health)
     warnings = [f"{f.what} {f.meaning}" for f in health.findings if f.severity != "info"]
     warnings += list(noise.warnings)
     if model is not None:
         holes = model.holes if options.ensemble else (model.hole,)
         settings, config = model.state.settings, model.config
+        if settings.steps is None:  # interrupted before its speed was known
+            settings = replace(settings, steps=options.steps)
     else:
-        hole = options.hole or noise.hole
-        if options.hole and any(a < b for a, b in zip(hole, noise.hole, strict=True)):
+        hole = _fitting(options, noise)
+        if any(a < b for a, b in zip(hole, noise.hole, strict=True)):
             warnings.append(
                 f"The blind spot {hole[0]}x{hole[1]} is smaller than the noise correlation asks "
                 f"for ({noise.hole[0]}x{noise.hole[1]}): noise may survive as structure."
@@ -267,6 +265,12 @@ def prepare(
         health, noise, config, settings, holes, tuple(warnings), drift, candidates,
         no_student=_no_student(options, config, noise),
     )  # fmt: skip
+
+
+def _fitting(options: Options, noise: NoiseStatistics) -> Hole:
+    """Return the wanted or recommended hole, no larger than a network can have."""
+    rows, columns = options.hole or noise.hole
+    return min(rows, LARGEST_HOLE), min(columns, LARGEST_HOLE)
 
 
 def _no_student(options: Options, config: NetworkConfig, noise: NoiseStatistics) -> str:
@@ -335,7 +339,7 @@ def _network(
 ) -> tuple[NetworkConfig, tuple[int, ...]]:
     """Return the network's layout, and the lags at which neighbours are blinded."""
     frames = options.frames if n > 1 else 1
-    hole = options.hole or noise.hole
+    hole = _fitting(options, noise)
     radius = max(hole) // 2
     lags = tuple(noise.blinded_lags)
     kind = options.preset

@@ -306,9 +306,18 @@ def _averaged(maps: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(width):
         return np.broadcast_to(maps.mean(0), maps.shape), np.full((n, 1, 1), n**-0.5, np.float32)
     smooth = gaussian_filter1d(maps, width, axis=0, mode="nearest")
-    weights = gaussian_filter1d(np.eye(n), width, axis=0, mode="nearest")
-    spread: np.ndarray = np.sqrt((weights**2).sum(1))[:, None, None].astype(np.float32)
-    return smooth, spread
+    return smooth, _spread(n, width)[:, None, None].astype(np.float32)
+
+
+def _spread(n: int, width: float) -> np.ndarray:
+    """Return how noisy the Gaussian averages of ``n`` values are, ``(n,)``, relative to them."""
+    # Far from both ends all averages are alike: one row of weights stands for them.
+    few = min(n, 2 * int(4 * width + 0.5) + 1)  # `gaussian_filter1d` cuts off at 4 widths
+    weights = gaussian_filter1d(np.eye(few), width, axis=0, mode="nearest")
+    alike = np.ones(few, int)
+    alike[few // 2] += n - few
+    spread: np.ndarray = np.repeat(np.sqrt((weights**2).sum(1)), alike)
+    return spread
 
 
 def _peak(correlation: np.ndarray) -> tuple[float, np.ndarray]:

@@ -108,7 +108,7 @@ def uncertainty_figure(picture: UncertaintyPicture) -> str:
 def uncertainty_text(picture: UncertaintyPicture) -> str:
     """Return in words what the intervals mean, and whether they are to be doubted."""
     text = (
-        f"Right: the standard error of every pixel of frame {picture.frame + 1}. About 68 of 100 "
+        f"Right: the standard error of every pixel of frame {picture.frame}. About 68 of 100 "
         "pixels should lie within ± 1 and 95 within ± 1.96 times this of the picture without "
         "noise, as far as the noisy movie alone can tell; neighbouring pixels err together."
     )

@@ -19,7 +19,7 @@ from .patches import Normalisation
 from .planning import Options, Plan
 from .student import Student, StudentNetwork
 from .training import TrainedState
-from .uncertainty import calibrating_passes
+from .uncertainty import calibrating_frames, probing_s
 
 __all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
 
@@ -85,7 +85,9 @@ def reserve(
     each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
-        frames += 1.1 * (len(movie) + calibrating_passes(movie))
+        looked_at = calibrating_frames(movie)
+        frames += 1.1 * (len(movie) + 2 * looked_at)
+        writing_s += 1.1 * (len(movie) + looked_at) * probing_s(movie, plan.health, plan.noise)
     measuring = 1.1 * measuring_passes(movie)
     rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
     first = frames * (alone + linear)

@@ -129,7 +129,7 @@ def temporal_noise(
 
 def _fixed_pattern(spectra: Spectra, power: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Return the frozen share of the noise variance: single pixels, columns and rows."""
-    if not spectra.far_pairs:
+    if not spectra.far_pairs or not spectra.pairs[1]:
         return 0.0, np.inf
     # The median over the tiles: a pattern is everywhere, a sharp edge of the picture is not.
     alive = weights > 0

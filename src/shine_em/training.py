@@ -292,10 +292,12 @@ class _Trainer:
         started = time.monotonic()
         if resume is not None:
             self.settings = resume.settings
+        steps = self.settings.steps or self._steps_from_epochs(seconds)
+        if seconds is None:  # a resumed run must know them
+            self.settings = replace(self.settings, steps=steps)
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build(self.config)
-        steps = settings.steps or self._steps_from_epochs(seconds)
         most = start_limit or math.inf
         fresh = None  # to go back to, as long as the number of steps is not known
         if start_from is not None and (steps or 0) < most:

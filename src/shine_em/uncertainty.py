@@ -39,6 +39,7 @@ C. M. Stein, Estimation of the mean of a multivariate normal distribution. Ann. 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
@@ -53,6 +54,7 @@ from .events import Event, Listener
 from .movie import Movie
 from .noise import NoiseStatistics
 from .noise_probe import NoiseProbe, Seen, look
+from .patches import Normalisation
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -62,8 +64,10 @@ __all__ = [
     "Calibration",
     "ErrorMaps",
     "calibrate",
-    "calibrating_passes",
+    "calibrating_frames",
+    "check_possible",
     "error_history",
+    "probing_s",
     "uncertainty_warnings",
     "with_errors",
 ]
@@ -71,6 +75,7 @@ __all__ = [
 _NEAR, _SLOPE = 1.5, 1.0  # px: Gaussian widths of v and G
 _POWER = 0.4  # of v, and 1 − that of G
 _PIXELS = 6_000_000  # are enough to fit three numbers
+_FEWEST = 10_000  # pixels that it takes
 _RUN = 6  # consecutive frames that are looked at together
 # What is known beforehand (standard deviations): the noise level and gain, relative; a gain that
 # could not be measured, per spread of the picture; and C itself.
@@ -210,8 +215,9 @@ def calibrate(
     Raises
     ------
     ShineError
-        If no noise could be measured, or the movie is too small to fit anything to.
+        If `check_possible` does.
     """
+    check_possible(movie, health, noise)
     normalisation = denoiser.model.normalisation
     probe = NoiseProbe(movie, health, noise, normalisation, seed)
     bad = np.asarray(health.bad_pixels, bool)
@@ -224,12 +230,28 @@ def calibrate(
             done += 1
             if progress is not None:
                 progress(done, total)
-    if sums.pixels < 10_000:
-        raise ShineError(
-            f"{movie.name}: fewer than 10,000 pixels can be looked at, too few to calibrate an "
-            "uncertainty map. Leave out --uncertainty."
-        )
     return sums.fitted()
+
+
+def check_possible(movie: Movie, health: Health, noise: NoiseStatistics) -> None:
+    """Refuse a movie for which no uncertainty can be told, before anything is trained.
+
+    Raises
+    ------
+    ShineError
+        If no noise could be measured, or the movie is too small to fit anything to.
+    """
+    if not noise.sigma > 0:
+        raise ShineError(
+            f"{movie.name}: no noise could be measured, so no uncertainty can be told. Leave "
+            "out --uncertainty."
+        )
+    good = (~np.asarray(health.bad_pixels, bool)).sum() * sum(map(len, _runs(movie, health)))
+    if good < _FEWEST:
+        raise ShineError(
+            f"{movie.name}: fewer than {_FEWEST:,} pixels can be looked at, too few to calibrate "
+            "an uncertainty map. Leave out --uncertainty."
+        )
 
 
 def with_errors(
@@ -320,12 +342,6 @@ class _Sums:
 
     def fitted(self) -> Calibration:
         """Return the calibration."""
-        factor = self.residual / self.noise if self.noise > 0 else np.inf
-        if not 0.5 < factor < 4:
-            raise ShineError(
-                "The residual does not fit the measured noise (their variances differ by a factor "
-                f"of {factor:.2g}), so an uncertainty map would be wrong. Leave out --uncertainty."
-            )
         weight, first, second = self.normal[[0, 0, 1], [0, 1, 1]]
         mean = first / weight
         spread = np.sqrt(max(second / weight - mean**2, 1e-12))  # of the picture
@@ -338,12 +354,25 @@ class _Sums:
         right = turn.T @ self.right / self.scatter + np.array([0.0, 0.0, usual / loose**2])
         level, gain, constant = (float(v) for v in np.linalg.solve(precision, right))
         error = float(np.sqrt(np.linalg.inv(precision)[2, 2]))
-        return Calibration(max(constant, 0.1), error, level, gain, self.pixels)
+        constant = max(constant, 0.1)
+        if not 0.5 < self.residual / self.noise < 4:
+            error = constant  # not by an error of the measured noise: it is not that noise
+        return Calibration(constant, error, level, gain, self.pixels)
 
 
-def calibrating_passes(movie: Movie) -> float:
-    """Return how many frames' worth of inference `calibrate` takes."""
-    return 2.0 * min(_RUN * _run_count(movie), len(movie))
+def calibrating_frames(movie: Movie) -> int:
+    """Return how many frames `calibrate` looks at; each is denoised twice."""
+    return min(_RUN * _run_count(movie), len(movie))
+
+
+def probing_s(movie: Movie, health: Health, noise: NoiseStatistics) -> float:
+    """Return the seconds that a frame takes beside its denoising, measured on one."""
+    probe = NoiseProbe(movie, health, noise, Normalisation.of(health), 0)
+    begun = time.monotonic()
+    t = len(movie) // 2
+    frame, made = movie.frame(t), probe(t)
+    _law(*_where(Seen(t, frame, frame, (frame, frame), (made, made, made)), noise.sigma))
+    return time.monotonic() - begun
 
 
 def _run_count(movie: Movie) -> int:

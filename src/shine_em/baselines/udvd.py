@@ -30,7 +30,7 @@ from ..denoising import tiles
 from ..doctor import Health, check
 from ..movie import Movie
 from ..network import Hole, check_hole
-from ..noise import NoiseStatistics, noise_statistics
+from ..noise import NoiseStatistics, noise_of
 from ..patches import Normalisation, PatchPool, Timeline
 from ..training import hold_out
 from .fitting import CosinePace, Sample, fit
@@ -93,10 +93,7 @@ def udvd(
     precision = pick_precision(where)
     health = check(movie)
     if hole is None:
-        blank = np.flatnonzero(np.asarray(health.blank)).tolist()
-        hole = (
-            noise or noise_statistics(movie, skip_frames=blank, bad_pixels=health.bad_pixels)
-        ).hole
+        hole = (noise or noise_of(movie, health)).hole
     torch.manual_seed(seed)
     network = UDVD(hole, width=width).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalisation = Normalisation.of(health)

@@ -64,7 +64,8 @@ def raw_frames(
     Raises
     ------
     ShineError
-        If the file is too short to hold the frames.
+        If the file is too short to hold the frames; when a frame is asked for, if it cannot be
+        read.
     """
     stored = np.dtype(dtype)
     native = stored.newbyteorder("=")
@@ -84,7 +85,12 @@ def raw_frames(
         )
 
     def read_frame(i: int) -> np.ndarray:
-        values = np.fromfile(path, stored, count, offset=int(places[i]))
+        try:
+            values = np.fromfile(path, stored, count, offset=int(places[i]))
+        except OSError as error:  # a network share that went away
+            raise ShineError(
+                f"{path}: frame {i} cannot be read ({error.strerror or error})."
+            ) from None
         if values.size != count:
             raise ShineError(f"{path}: frame {i} could not be read; has the file been shortened?")
         return values.astype(native, copy=False).reshape(height, width)

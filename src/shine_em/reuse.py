@@ -1,0 +1,82 @@
+"""A model as it is used: its brightness, its first hole alone, and on a movie not its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Model
+from .compute import pick_device, pick_precision
+from .denoising import Denoiser
+from .doctor import Health
+from .movie import Movie
+from .patches import Normalisation, Timeline
+from .planning import Options, Plan
+
+__all__ = ["applied", "brightness_offset", "misfit", "single_hole"]
+
+
+def brightness_offset(
+    movie: Movie, health: Health, model: Model, device: Any, precision: str
+) -> float:
+    """Return what to add to a model's result for the raw movie's mean, normalised.
+
+    Over a few frames and their trusted pixels.
+    """
+    targets = Timeline(len(movie), health).targets()
+    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
+    denoiser = Denoiser(model, device=device, precision=precision)
+    good = ~np.asarray(health.bad_pixels, bool)
+    differences = []
+    for _, raw, frame in denoiser.stream(movie, health, frames=picked):
+        trusted = good & model.normalisation.trusted(raw)
+        differences.append(float((raw.astype(np.float64) - frame)[trusted].mean()))
+    return model.offset + float(np.mean(differences)) / model.normalisation.scale
+
+
+def single_hole(movie: Movie, plan: Plan, model: Model, device: Any, precision: str) -> Model:
+    """Return the model with its first hole alone."""
+    model = replace(
+        model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, uncertainty=None
+    )
+    return replace(model, offset=brightness_offset(movie, plan.health, model, device, precision))
+
+
+def applied(movie: Movie, plan: Plan, options: Options, model: Model) -> Model:
+    """Return a model of another movie as it is used on this one.
+
+    What counts as a spike is this movie's business; location and scale are the network's.
+    """
+    here = Normalisation.of(plan.health)
+    normalisation = replace(model.normalisation, floor=here.floor, ceiling=here.ceiling)
+    if normalisation != model.normalisation:
+        model = replace(model, normalisation=normalisation)
+    if options.ensemble or (len(model.holes) == 1 and model.linear is None):
+        return model
+    device = pick_device(options.device)
+    return single_hole(movie, plan, model, device, pick_precision(device, options.precision))
+
+
+def misfit(movie: Movie, plan: Plan, model: Model) -> tuple[str, ...]:
+    """Say where a movie differs from the one that a model was trained on."""
+    words = []
+    n, h = model.normalisation, plan.health
+    if not 0.75 < h.scale / n.scale < 1.33 or abs(h.location - n.location) > 0.5 * n.scale:
+        words.append(
+            f"This movie's intensities ({h.location:.4g} ± {h.scale:.4g}) are not those of the "
+            f"model's movie ({n.location:.4g} ± {n.scale:.4g}): train anew for a result to trust."
+        )
+    if any(a > b for a, b in zip(plan.noise.hole, model.hole, strict=True)):
+        words.append(
+            f"This movie's noise asks for a blind spot of {plan.noise.hole[0]}x"
+            f"{plan.noise.hole[1]}, the model has {model.hole[0]}x{model.hole[1]}: noise may "
+            "survive as structure."
+        )
+    if model.config.open_slots and set(plan.noise.blinded_lags) - set(model.blinded_lags):
+        words.append(
+            "This movie's noise is correlated in time, which the model was not made for: train "
+            "anew."
+        )
+    return tuple(words)
