@@ -252,9 +252,9 @@ def run(
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
     restored = 0
     n = len(movie)
-    begun = time.monotonic()
     with _rescued(model if trained_here else None):
         model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
+        begun = time.monotonic()
         for done, (t, raw, frame) in enumerate(stream, start=1):
             trusted = _trusted(raw, plan.health)
             frame, changed = keep_mean(raw, frame, trusted, plan.noise.sigma)
