@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from shine_em.checkpoint import Model
 from shine_em.doctor import Health
+from shine_em.events import Event
 from shine_em.network import Hole, NetworkConfig, build
 from shine_em.patches import Normalisation
 from shine_em.training import PRESETS, TrainedState
@@ -83,3 +84,13 @@ def model(
     )
     state = TrainedState(config, settings, best=weights)
     return Model(state, Normalisation(20.0, 6.0), tuple(holes))
+
+
+def stop_at(stage: str, done: int | None = None) -> Callable[[Event], None]:
+    """Return a listener that presses Ctrl-C at a stage, or when so much of it is done."""
+
+    def listen(event: Event) -> None:
+        if event.stage == stage and done in (None, event.done):
+            raise KeyboardInterrupt
+
+    return listen

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from small import noisy, scene
+from small import noisy, scene, stop_at
 
 import shine_em as shine
 from shine_em.denoising import mean_tolerance
@@ -97,24 +97,16 @@ def test_a_model_is_reused_as_it_is() -> None:
 
 
 def test_interrupting_returns_the_model(tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if event.stage == "training" and event.done == 4:
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(noisy(), steps=9, progress=stop)
+        shine.denoise(noisy(), steps=9, progress=stop_at("training", 4))
     assert caught.value.model.state.step == 4
     path = caught.value.model.save(tmp_path / "m.safetensors")
     assert shine.Model.load(path).state.step == 4
 
 
 def test_interrupting_while_denoising_keeps_the_model() -> None:
-    def stop(event: Event) -> None:
-        if event.stage == "denoising":
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(noisy(), steps=5, progress=stop)
+        shine.denoise(noisy(), steps=5, progress=stop_at("denoising"))
     assert caught.value.model.state.step == 5
 
 
@@ -132,12 +124,8 @@ def test_interrupting_after_the_last_frame_keeps_the_frames(
 
 
 def test_interrupting_while_the_error_is_estimated_keeps_the_model() -> None:
-    def stop(event: Event) -> None:
-        if event.stage == "estimating the error":
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(noisy(), steps=5, ensemble=False, progress=stop)
+        shine.denoise(noisy(), steps=5, ensemble=False, progress=stop_at("estimating the error"))
     assert caught.value.model.state.step == 5
 
 
@@ -222,13 +210,9 @@ def test_neighbours_whose_noise_is_the_same_are_blinded() -> None:
 
 
 def test_an_interrupted_model_is_resumed_on_its_own_movie_only() -> None:
-    def stop(event: Event) -> None:
-        if event.stage == "training" and event.done == 4:
-            raise KeyboardInterrupt
-
     raw = noisy()
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(raw, steps=9, progress=stop)
+        shine.denoise(raw, steps=9, progress=stop_at("training", 4))
     unfinished = caught.value.model
     how = {"options": Options(steps=9), "resume": unfinished}
     out: dict[int, np.ndarray] = {}
@@ -247,13 +231,9 @@ def test_a_budget_that_is_used_up_is_refused_before_training() -> None:
 
 
 def test_a_model_interrupted_before_its_steps_were_known_takes_them_from_the_command() -> None:
-    def stop(event: Event) -> None:
-        if event.stage == "training" and event.done == 2:
-            raise KeyboardInterrupt
-
     raw = noisy()
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(raw, time_budget="30s", progress=stop)
+        shine.denoise(raw, time_budget="30s", progress=stop_at("training", 2))
     unfinished = caught.value.model
     assert unfinished.state.settings.steps is None
     out: dict[int, np.ndarray] = {}

@@ -174,3 +174,5 @@ def test_the_map_lies_beside_the_movie_and_the_model_keeps_its_calibration(tmp_p
     again = denoise(movie, model=kept, uncertainty=True)
     assert np.asarray(again.uncertainty.data) == pytest.approx(np.asarray(written.data), rel=1e-3)
     assert denoise(movie, model=kept).uncertainty is None
+    short = Movie.from_array(small.noisy(4, 48, 48))  # too small to calibrate, which is done
+    assert denoise(short, model=kept, uncertainty=True).uncertainty.shape == short.shape

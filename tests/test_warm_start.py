@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import model, noisy, scene
+from small import model, noisy, scene, stop_at
 
 import shine_em as shine
 from shine_em import job, warm_start
 from shine_em.cli import main
-from shine_em.events import Event
 from shine_em.job import Interrupted, run
 from shine_em.network import NetworkConfig, build
 from shine_em.planning import Options, prepare
@@ -61,13 +60,9 @@ def test_a_model_alone_is_used_as_it_is(old):
 def test_an_interrupted_fine_tuning_is_resumed(old, tmp_path: Path):
     raw = noisy(12, 48, 48, seed=3)
 
-    def stop(event: Event) -> None:
-        if event.stage == "training" and event.done == 4:
-            raise KeyboardInterrupt
-
     how = {"steps": 9, "model": old, "fine_tune": True}
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(raw, progress=stop, **how)
+        shine.denoise(raw, progress=stop_at("training", 4), **how)
     kept = shine.Model.load(caught.value.model.save(tmp_path / "kept.safetensors"))
     out: dict[int, np.ndarray] = {}
     resumed = run(

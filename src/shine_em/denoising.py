@@ -19,7 +19,17 @@ from .network import Hole, LeanNetwork, PaperNetwork, build
 from .patches import Timeline, Window, cut
 from .student import StudentNetwork
 
-__all__ = ["Denoiser", "halves_snr", "keep_mean", "mean_tolerance", "tiles"]
+__all__ = [
+    "LEAST_FRAMES",
+    "Denoiser",
+    "halves",
+    "halves_snr",
+    "keep_mean",
+    "mean_tolerance",
+    "tiles",
+]
+
+LEAST_FRAMES = 6  # usable ones that comparing even and odd frames takes
 
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
@@ -327,21 +337,44 @@ def halves_snr(
         "frames" (the first of each pair), "raw" and "denoised" in dB; None for movies of fewer
         than six usable frames or where neighbours are blinded at the lags that halves would need.
     """
+    found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
+    for t, raw, denoised in halves(denoiser, movie, health, pairs=pairs):
+        found["frames"].append(t)
+        found["raw"].append(float(snr(*raw)))
+        found["denoised"].append(float(snr(*denoised)))
+    return found if found["frames"] else None
+
+
+def halves(
+    denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+    """Denoise neighbouring even and odd frames, each from frames of its own kind.
+
+    Parameters
+    ----------
+    denoiser, movie, health
+        What denoises, the movie and its input check.
+    pairs
+        Most pairs, spread over the movie.
+
+    Yields
+    ------
+    t, raw, denoised
+        The first frame's number and both frames, ``(y, x)`` each. The raw ones are normalised,
+        which changes no correlation, and takes out bad pixels (which stay where they are and would
+        pass for signal), spikes and what is no number. Nothing for movies of fewer than
+        `LEAST_FRAMES` usable frames, or of which no two are neighbours.
+    """
     timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
     good = set(timeline.targets())
     segment = timeline.segment
     starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
-    if len(good) < 6 or not starts:
-        return None
-    starts = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
-    # Normalising changes no correlation, and takes out bad pixels, spikes and what is no number.
+    if len(good) < LEAST_FRAMES or not starts:
+        return
     normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
-    found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
-    for t in starts:
+    for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int)):
+        t = starts[i]
         (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
             movie, health, frames=[t, t + 1], halves=True
         )
-        found["frames"].append(t)
-        found["raw"].append(float(snr(normalise(raw_a, bad), normalise(raw_b, bad))))
-        found["denoised"].append(float(snr(a, b)))
-    return found
+        yield t, (normalise(raw_a, bad), normalise(raw_b, bad)), (a, b)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .checkpoint import Model
 from .compute import pick_device, pick_precision
-from .denoising import Denoiser
+from .denoising import LEAST_FRAMES, Denoiser
 from .doctor import check
 from .dose_advice import KEEP, Advice, Criterion, Level, Picture
 from .dose_measures import (
@@ -44,7 +44,6 @@ __all__ = ["advise"]
 DEFAULT_FRACTIONS = (1.0, 0.5, 0.25, 0.1)
 DEFAULT_SKIPS = (1, 2, 4)
 DEFAULT_BUDGET_S = 600.0
-LEAST_FRAMES = 6
 
 _LEAST_S = 15.0  # per level: check, noise and the end of the job take about 8 s of it
 _COMPARED = 16  # frames, spread over the movie

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .denoising import Denoiser
+from .denoising import LEAST_FRAMES, Denoiser, halves
 from .doctor import Health
 from .errors import ShineError
 from .metrics import FRC, correlation, fourier_ring_correlation, snr_from_correlation
@@ -28,7 +28,6 @@ __all__ = [
 #: Measures a denoised ``(y, x)`` frame in the movie's units: names and numbers, nan for none.
 Measure = Callable[[np.ndarray], Mapping[str, float]]
 
-_LEAST_FRAMES = 6
 _SMALLEST_AREA = 9  # px: smaller specks are no particles
 
 
@@ -84,27 +83,19 @@ def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: i
     ShineError
         For fewer than six usable frames, or where no two of them are neighbours.
     """
-    timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
-    good = set(timeline.targets())
-    segment = timeline.segment
-    starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
-    if len(good) < _LEAST_FRAMES or not starts:
-        raise ShineError(
-            f"{movie.name}: {len(good)} usable frames ({', '.join(movie.history[-1:])}) are too "
-            f"few to compare even and odd ones; {_LEAST_FRAMES} are needed."
-        )
-    picked = [starts[i] for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))]
-    # Hot pixels, which stay where they are, would pass for signal.
-    normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
-    raw, clean, curves, errors = [], [], [], []
-    for t in picked:
-        (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
-            movie, health, frames=[t, t + 1], halves=True
-        )
-        raw.append(correlation(normalise(raw_a, bad), normalise(raw_b, bad)))
+    picked, raw, clean, curves, errors = [], [], [], [], []
+    for t, noisy, (a, b) in halves(denoiser, movie, health, pairs=pairs):
+        picked.append(t)
+        raw.append(correlation(*noisy))
         clean.append(correlation(a, b))
         curves.append(fourier_ring_correlation(a, b, pixel_size_nm=movie.pixel_size_nm))
         errors.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / 2)
+    if not picked:
+        good = Timeline(len(movie), health, denoiser.model.blinded_lags).targets()
+        raise ShineError(
+            f"{movie.name}: {len(good)} usable frames ({', '.join(movie.history[-1:])}) are too "
+            f"few to compare even and odd ones; {LEAST_FRAMES} are needed."
+        )
     whole = _mean_curve(curves)
     n = len(picked)
     left_out = np.array(

@@ -230,7 +230,8 @@ def run(
     clock = _Clock(started, None if model is not None else _budget(options, resume))
     plan = prepare(movie, options, model=model or resume, progress=tell)
     if error_sink is not None:
-        check_possible(movie, plan.health, plan.noise)
+        calibrated = model is not None and model.uncertainty is not None
+        check_possible(movie, plan.health, plan.noise, calibrated=calibrated)
     trained_here = model is None
     if model is None:
         model, plan = _fit(movie, plan, options, resume, start, clock, writing_s, tell)
@@ -245,14 +246,13 @@ def run(
         tile=options.tile,
     )  # fmt: skip
     error = verdict.student if denoiser.by_student and verdict else None
-    with _rescued(model if trained_here else None):
-        error = error or _error(movie, plan, denoiser, tell)
-    watch = None if error is None else _watch(plan, error)
     observer = Observer(movie, health=plan.health)
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
     restored = 0
     n = len(movie)
     with _rescued(model if trained_here else None):
+        error = error or _error(movie, plan, denoiser, tell)
+        watch = None if error is None else _watch(plan, error)
         model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
         begun = time.monotonic()
         for done, (t, raw, frame) in enumerate(stream, start=1):
@@ -382,8 +382,7 @@ def _fit(
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=seconds, device=device, precision=precision,
-        resume=replace(resume.state, settings=plan.settings) if resume else None,
-        start_from=weights,
+        resume=resume.state if resume else None, start_from=weights,
         start_limit=SHORT if BEGINNING in origin else None, progress=listen,
     )  # fmt: skip
     model = Model(
@@ -395,11 +394,9 @@ def _fit(
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )  # fmt: skip
+    stopped = state.stopped == "interrupted"
     with _rescued(model):
-        if state.stopped == "interrupted":
-            offset = brightness_offset(movie, plan.health, model, device, precision)
-            raise Interrupted(replace(model, offset=offset))
-        if plan.candidates and plan.noise.sigma > 0:
+        if plan.candidates and plan.noise.sigma > 0 and not stopped:
             tell(Event("choosing the holes", 0, 1))
             model, ensemble = measure_ensemble(
                 movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
@@ -409,9 +406,11 @@ def _fit(
                 plan, holes=ensemble.holes, ensemble=ensemble,
                 warnings=(*plan.warnings, *ensemble.warnings()),
             )  # fmt: skip
-        return replace(
-            model, offset=brightness_offset(movie, plan.health, model, device, precision)
-        ), plan
+        offset = brightness_offset(movie, plan.health, model, device, precision)
+    model = replace(model, offset=offset)
+    if stopped:
+        raise Interrupted(model)
+    return model, plan
 
 
 def _one_pass(
@@ -424,12 +423,9 @@ def _one_pass(
         else:
             plan = replace(plan, schooling=Schooling(steps=plan.settings.steps or STEPS))
     if plan.schooling is None:
-        # What was calibrated is the student's map.
-        return (
-            (replace(model, student=None, uncertainty=None) if model.student else model),
-            plan,
-            None,
-        )
+        if model.student:  # whose map is what was calibrated
+            model = replace(model, student=None, uncertainty=None)
+        return model, plan, None
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     model, verdict = graduate(

@@ -223,13 +223,14 @@ def prepare(
         if settings.steps is None:  # interrupted before its speed was known
             settings = replace(settings, steps=options.steps)
     else:
-        hole = _fitting(options, noise)
+        rows, columns = options.hole or noise.hole
+        hole = min(rows, LARGEST_HOLE), min(columns, LARGEST_HOLE)
         if any(a < b for a, b in zip(hole, noise.hole, strict=True)):
             warnings.append(
                 f"The blind spot {hole[0]}x{hole[1]} is smaller than the noise correlation asks "
                 f"for ({noise.hole[0]}x{noise.hole[1]}): noise may survive as structure."
             )
-        config, lags = _network(options, noise, len(movie))
+        config, lags = _network(options, noise, hole, len(movie))
         if noise.blinded_lags and config.kind == "paper":
             warnings.append(
                 "The noise is correlated in time, and the published network sees its neighbour "
@@ -265,12 +266,6 @@ def prepare(
         health, noise, config, settings, holes, tuple(warnings), drift, candidates,
         no_student=_no_student(options, config, noise),
     )  # fmt: skip
-
-
-def _fitting(options: Options, noise: NoiseStatistics) -> Hole:
-    """Return the wanted or recommended hole, no larger than a network can have."""
-    rows, columns = options.hole or noise.hole
-    return min(rows, LARGEST_HOLE), min(columns, LARGEST_HOLE)
 
 
 def _no_student(options: Options, config: NetworkConfig, noise: NoiseStatistics) -> str:
@@ -335,11 +330,10 @@ def averaged_holes(hole: Hole) -> tuple[Hole, ...]:
 
 
 def _network(
-    options: Options, noise: NoiseStatistics, n: int
+    options: Options, noise: NoiseStatistics, hole: Hole, n: int
 ) -> tuple[NetworkConfig, tuple[int, ...]]:
     """Return the network's layout, and the lags at which neighbours are blinded."""
     frames = options.frames if n > 1 else 1
-    hole = _fitting(options, noise)
     radius = max(hole) // 2
     lags = tuple(noise.blinded_lags)
     kind = options.preset

@@ -12,7 +12,7 @@ import numpy as np
 from .noise import NoiseStatistics
 from .observing import Observations
 from .registration import Drift
-from .viewing import block_means
+from .viewing import fitted_into
 
 __all__ = [
     "drift_curve",
@@ -68,10 +68,7 @@ def png(image: np.ndarray, low: float, high: float) -> bytes:
 
 def spectrum_png(power: np.ndarray, low: float, high: float, *, side: int = 512) -> bytes:
     """Return a log power spectrum as a PNG, averaged down to at most ``side`` pixels."""
-    step = -(-max(power.shape) // side)
-    if step > 1:
-        power = block_means(power, step)
-    return png(power, low, high)
+    return png(fitted_into(power, side), low, high)
 
 
 def noise_map(

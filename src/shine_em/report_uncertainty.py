@@ -10,7 +10,7 @@ import numpy as np
 from .doctor import Health
 from .movie import Movie
 from .uncertainty import Calibration
-from .viewing import block_means, percentile_range
+from .viewing import fitted_into, percentile_range
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -92,7 +92,7 @@ def uncertainty_figure(picture: UncertaintyPicture) -> str:
                 (figure.add_axes((0, 0, 1, 1)), picture.error, "viridis", f"± / {unit}"),
             )
         ):
-            image = _averaged(image)
+            image = fitted_into(image, _SIDE)
             low, high = percentile_range(image, 0.5)
             left = 0.05 + k * (side + 1.1)
             axes.set_position((left / size[0], 0.15 / size[1], side / size[0], tall / size[1]))
@@ -118,9 +118,3 @@ def uncertainty_text(picture: UncertaintyPicture) -> str:
             "by a factor of two or more."
         )
     return text
-
-
-def _averaged(image: np.ndarray) -> np.ndarray:
-    """Average blocks of pixels of a ``(y, x)`` image that is larger than is shown."""
-    step = -(-max(image.shape) // _SIDE)
-    return block_means(image, step) if step > 1 else image

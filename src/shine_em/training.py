@@ -291,7 +291,9 @@ class _Trainer:
     ) -> TrainedState:
         started = time.monotonic()
         if resume is not None:
-            self.settings = resume.settings
+            # Interrupted before its speed was known, it takes the steps that are wanted now.
+            steps = resume.settings.steps or self.settings.steps
+            self.settings = replace(resume.settings, steps=steps)
         steps = self.settings.steps or self._steps_from_epochs(seconds)
         if seconds is None:  # a resumed run must know them
             self.settings = replace(self.settings, steps=steps)

@@ -168,6 +168,7 @@ class ErrorMaps:
         *,
         seed: int = 0,
     ) -> None:
+        check_possible(movie, health, noise, calibrated=True)
         self.denoiser, self.movie, self.health = denoiser, movie, health
         self.sigma, self.calibration = noise.sigma, calibration
         self.probe = NoiseProbe(movie, health, noise, denoiser.model.normalisation, seed)
@@ -233,13 +234,16 @@ def calibrate(
     return sums.fitted()
 
 
-def check_possible(movie: Movie, health: Health, noise: NoiseStatistics) -> None:
+def check_possible(
+    movie: Movie, health: Health, noise: NoiseStatistics, *, calibrated: bool = False
+) -> None:
     """Refuse a movie for which no uncertainty can be told, before anything is trained.
 
     Raises
     ------
     ShineError
-        If no noise could be measured, or the movie is too small to fit anything to.
+        If no noise could be measured, or, unless all is ``calibrated``, the movie is too small to
+        fit anything to.
     """
     if not noise.sigma > 0:
         raise ShineError(
@@ -247,7 +251,7 @@ def check_possible(movie: Movie, health: Health, noise: NoiseStatistics) -> None
             "out --uncertainty."
         )
     good = (~np.asarray(health.bad_pixels, bool)).sum() * sum(map(len, _runs(movie, health)))
-    if good < _FEWEST:
+    if good < _FEWEST and not calibrated:
         raise ShineError(
             f"{movie.name}: fewer than {_FEWEST:,} pixels can be looked at, too few to calibrate "
             "an uncertainty map. Leave out --uncertainty."
@@ -326,13 +330,14 @@ class _Sums:
     def add(self, seen: Seen, probe: np.ndarray, good: np.ndarray) -> None:
         """Take in a frame, its probe, and which of its pixels count."""
         typical = self.sigma**2
-        square = (seen.raw - seen.denoised.astype(float)) ** 2 + 2 * probe * seen.moved[1]
-        noise = self.gain * seen.raw.astype(float) + self.offset
+        raw, denoised = seen.raw.astype(float), seen.denoised.astype(float)
+        square = (raw - denoised) ** 2 + 2 * probe * seen.moved[1]
+        noise = self.gain * raw + self.offset
         # By the noise of the denoised picture: by that of the raw one, bright noise would count
         # for less. And not by its square: where all is bright are most of the errors.
-        smooth = ndimage.gaussian_filter(seen.denoised.astype(float), 1.0, mode="nearest")
+        smooth = ndimage.gaussian_filter(denoised, 1.0, mode="nearest")
         weight = 1 / np.maximum((self.gain * smooth + self.offset) / typical, 0.2)[good]
-        picture = (seen.denoised.astype(float)[good] - self.location) / self.sigma
+        picture = (denoised[good] - self.location) / self.sigma
         x = np.stack([np.ones_like(picture), picture, _law(*_where(seen, self.sigma))[good]])
         self.normal += (x * weight) @ x.T
         self.right += (x * weight) @ ((square - noise)[good] / typical)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ScaleBar", "block_means", "percentile_range", "scale_bar", "shared_contrast"]
+__all__ = [
+    "ScaleBar",
+    "block_means",
+    "fitted_into",
+    "percentile_range",
+    "scale_bar",
+    "shared_contrast",
+]
 
 _UNITS = ((1e6, "mm"), (1e3, "µm"), (1.0, "nm"), (1e-3, "pm"))
 
@@ -61,6 +68,12 @@ def block_means(image: np.ndarray, step: int) -> np.ndarray:
     rows, columns = (n // step for n in image.shape)
     cut = image[: rows * step, : columns * step]
     return np.asarray(cut.reshape(rows, step, columns, step).mean((1, 3)))
+
+
+def fitted_into(image: np.ndarray, side: int) -> np.ndarray:
+    """Return a ``(y, x)`` image averaged down to at most ``side`` pixels, by whole blocks."""
+    step = -(-max(image.shape) // side)
+    return block_means(image, step) if step > 1 else image
 
 
 def percentile_range(values: np.ndarray, percent: float) -> tuple[float, float]:
