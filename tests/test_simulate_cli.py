@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,3 +201,33 @@ def test_time_left_is_reckoned_from_new_frames_only() -> None:
     assert [event.seconds_left for event in seen[:4]] == [None] * 4
     assert all((e.seconds_left or 0) >= 0.1 * (8 - e.done) for e in seen[4:])
     assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (8, 8, 0)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_ctrl_c_while_saving_never_mixes_two_scenes(
+    earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shine_em import io
+
+    out = tmp_path / "scene"
+    if earlier:
+        shine_simulate(*SPARSE, "--seed", "1", "--quiet", "-o", out)
+    before = {p.name: p.read_bytes() for p in out.glob("*")}
+    whole, written = io.write, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Path:
+        if written:
+            raise KeyboardInterrupt
+        written.append(whole(*arguments, **options))
+        return written[0]
+
+    command = (*SPARSE, "--seed", "2", "--quiet", "-o", out, *["--overwrite"] * earlier)
+    monkeypatch.setattr(io, "write", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        shine_simulate(*command)
+    monkeypatch.undo()
+    left = {p.name: p.read_bytes() for p in out.iterdir() if p.name != "unfinished"}
+    assert left == before
+    shine_simulate(*command)
+    assert json.loads((out / "parameters.json").read_text())["seed"] == 2
+    assert not (out / "unfinished").exists()

@@ -28,6 +28,7 @@ from .benchmark_methods import CEILING, DEFAULT, RAW, Contender, choose
 from .benchmark_movies import Case, find_movies
 from .benchmark_tables import csv_text, markdown_text
 from .benchmark_worker import work, write_json
+from .drafts import write_whole
 from .errors import ShineError
 
 __all__ = ["CEILING", "DEFAULT", "RAW", "Benchmark", "Outcome", "run"]
@@ -214,8 +215,9 @@ def run(
             _done(task, limit_s, partial(tell, task["label"]))
         outcomes += [_outcome(case, task) for task in tasks if task["kind"] != "noise"]
         # After each movie: hours may follow, and the next one may be interrupted.
-        _replace(files[0], markdown_text(outcomes, machine=_machine(device)))
-        _replace(files[1], csv_text(outcomes))
+        texts = (markdown_text(outcomes, machine=_machine(device)), csv_text(outcomes))
+        for path, text in zip(files, texts, strict=True):
+            write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
     if figures:
         from .benchmark_figures import draw
 
@@ -392,13 +394,3 @@ def _machine(device: str) -> str:
         f"{platform.python_version()}, torch {metadata.version('torch')}, "
         f"shine-em {metadata.version('shine-em')}"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        draft.write_text(text, "utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise ShineError(f"{path}: cannot be written ({error.strerror}).") from None

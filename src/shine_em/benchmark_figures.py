@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .benchmark_methods import CEILING, DEFAULT
 from .benchmark_tables import grouped, mean
-from .errors import ShineError
+from .drafts import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,13 +81,7 @@ def draw(outcomes: Sequence[Outcome], sources: Sources, folder: Path) -> list[Pa
     paths = []
     for name, figure in made.items():
         path = folder / f"{name}.png"
-        draft = folder / f".{name}.{os.getpid()}.png"
-        try:
-            figure.savefig(draft, dpi=110)
-            os.replace(draft, path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise ShineError(f"{path}: cannot be written ({error.strerror}).") from None
+        write_whole(path, partial(figure.savefig, dpi=110))
         paths.append(path)
     return paths
 

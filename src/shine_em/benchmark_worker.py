@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .benchmark_meter import Meter
+from .drafts import write_whole
 from .errors import ShineError
 from .movie import Movie
 
@@ -67,7 +68,10 @@ def work(task: dict[str, Any], channel: Any) -> None:
             "status": "failed", "reason": f"{type(error).__name__}: {words}",
             "traceback": traceback.format_exc(),
         }  # fmt: skip
-    write_json(Path(task["answer"]), result)
+    try:
+        write_json(Path(task["answer"]), result)
+    except ShineError as error:  # a full disk, as a line instead of a traceback
+        raise SystemExit(str(error)) from None
 
 
 def measure_noise(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
@@ -286,10 +290,9 @@ def own_peak_memory() -> dict[str, float | None]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON beside its place and rename it: a file is whole or not there."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial")
-    draft.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-    os.replace(draft, path)
+    """Write JSON, whole or not at all; raise `ShineError` where the disk has no room."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(path, lambda draft: draft.write_text(text, "utf-8"))
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -43,8 +43,8 @@ from .cli_options import (
     named_after,
     open_input,
     process_start,
-    write_whole,
 )
+from .drafts import write_whole
 from .errors import ShineError
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ from .cli_options import (
     named_after,
     open_input,
     process_start,
-    write_whole,
 )
 from .dose_advice import Criterion
 from .dose_thinning import Skipping
+from .drafts import write_whole
 from .errors import ShineError
 
 __all__ = ["dose"]

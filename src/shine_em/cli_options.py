@@ -1,16 +1,13 @@
-"""What several commands share: options, each described once; opening the input; writing a file."""
+"""What several commands share: options, each described once, and opening the input."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
-
-from .errors import ShineError
 
 if TYPE_CHECKING:
     from .movie import Movie
@@ -189,28 +186,3 @@ def process_start() -> float:
     except (OSError, ValueError, IndexError, AttributeError):
         return _IMPORTED
     return now - age if 0 <= age < 600 else _IMPORTED
-
-
-def write_whole(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside ``path`` and rename it into place.
-
-    Parameters
-    ----------
-    path
-        Where the file goes; one that exists is replaced.
-    make
-        Called with the temporary name, which has the same suffix, to write it.
-
-    Raises
-    ------
-    ShineError
-        If it cannot be written.
-    """
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        make(draft)
-        os.replace(draft, path)
-    except (OSError, ValueError) as error:
-        raise ShineError(f"{path} could not be written ({error}).") from None
-    finally:
-        draft.unlink(missing_ok=True)

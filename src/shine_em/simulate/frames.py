@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..drafts import write_whole
 from ..errors import ShineError
 
 __all__ = ["run_frames"]
@@ -133,12 +134,5 @@ def _load(path: Path) -> FrameArrays | None:
 
 def _keep(path: Path, arrays: FrameArrays) -> None:
     # Threads of one process never share a frame, but two processes on one cache may.
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     content: dict[str, Any] = dict(arrays)
-    try:
-        np.savez(draft, **content)
-        draft.replace(path)
-    except OSError as error:
-        raise ShineError(f"{path}: cannot keep this frame ({error.strerror}).") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, lambda draft: np.savez(draft, **content))

@@ -7,11 +7,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..drafts import write_together
 from ..errors import ShineError
 from ..movie import Axis, Movie
 
@@ -200,31 +202,20 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShineError(f"{folder}: cannot make this folder ({error.strerror}).") from error
-    paths: dict[str, Path] = {}
-    movies = {"noisy": scene.noisy, "truth": scene.truth, "unblurred": scene.unblurred}
+    text = json.dumps(scene.parameters, indent=2, ensure_ascii=False) + "\n"
+    arrays: dict[str, Any] = dict(scene.coordinates)
+    makers: dict[str, Callable[[Path], object]] = {
+        "parameters": lambda draft: draft.write_text(text, "utf-8")
+    }
+    if arrays:
+        makers["coordinates"] = lambda draft: np.savez_compressed(draft, **arrays)
+    # The noisy movie comes last: where it is there, all that lies beside it belongs to it.
+    movies = {"unblurred": scene.unblurred, "truth": scene.truth, "noisy": scene.noisy}
     for name, movie in movies.items():
         if movie is not None:
-            paths[name] = folder / _FILES[name]
-            write(movie, paths[name], dtype="same", overwrite=overwrite)
-    text = json.dumps(scene.parameters, indent=2, ensure_ascii=False) + "\n"
-    paths["parameters"] = folder / _FILES["parameters"]
-    _replace(paths["parameters"], lambda draft: draft.write_text(text, "utf-8"))
-    if scene.coordinates:
-        paths["coordinates"] = folder / _FILES["coordinates"]
-        arrays: dict[str, Any] = dict(scene.coordinates)
-        _replace(paths["coordinates"], lambda draft: np.savez_compressed(draft, **arrays))
+            makers[name] = partial(write, movie, dtype="same")
+    paths = {name: folder / _FILES[name] for name in makers}
+    write_together({paths[name]: make for name, make in makers.items()})
     for name in _FILES.keys() - paths.keys():
         (folder / _FILES[name]).unlink(missing_ok=True)
-    return paths
-
-
-def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside ``path`` and rename it into place."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        make(draft)
-        draft.replace(path)
-    except OSError as error:
-        raise ShineError(f"{path}: cannot write ({error.strerror}).") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    return {name: paths[name] for name in _FILES if name in paths}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..drafts import write_whole
 from ..errors import ShineError
 
 __all__ = ["OH_A", "WaterSnapshots", "pack_snapshots", "snapshots"]
@@ -131,7 +132,7 @@ def pack_snapshots(
     Raises
     ------
     ShineError
-        If a hydrogen is not at the O–H distance of TIP3P.
+        If a hydrogen is not at the O–H distance of TIP3P, or the file cannot be written.
     """
     box = np.asarray(box_A, np.float64)
     z_steps, xy, hydrogens = [], [], []
@@ -152,16 +153,10 @@ def pack_snapshots(
         z_steps.append(step)
         xy.append(np.stack([x >> 4, ((x & 15) << 4) | (y >> 8), y & 255]))
         hydrogens.append(np.rint(bonds[order] / _HYDROGEN_STEP_A))
-    target = Path(path)
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(
-            draft,
-            facts=np.array(json.dumps({"box_A": [float(b) for b in box], **facts})),
-            z_steps=np.array(z_steps, np.uint8),
-            xy=np.array(xy, np.uint8),
-            hydrogens=np.array(hydrogens, np.int8),
-        )
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    content: dict[str, Any] = {
+        "facts": np.array(json.dumps({"box_A": [float(b) for b in box], **facts})),
+        "z_steps": np.array(z_steps, np.uint8),
+        "xy": np.array(xy, np.uint8),
+        "hydrogens": np.array(hydrogens, np.int8),
+    }
+    write_whole(Path(path), lambda draft: np.savez_compressed(draft, **content))
