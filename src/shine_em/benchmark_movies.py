@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from .errors import ShineError
@@ -60,17 +63,21 @@ def find_movies(
     ShineError
         If a movie is neither there nor a scene, or cannot be read.
     """
+    from .io.folder import is_pattern
     from .simulate import SCENES
 
     if not movies:
         raise ShineError(f"Give at least one movie, or a scene: {', '.join(SCENES)}.")
     places: list[tuple[str, Path, Path | None]] = []
     for given in movies:
-        path = Path(given)
+        path = Path(given).expanduser()
         if (path / "noisy.tif").is_file():
             places.append((path.resolve().name, path / "noisy.tif", path / "truth.tif"))
         elif path.exists():
             places.append((path.resolve().stem, path, None))
+        elif is_pattern(path):
+            fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+            places.append((fixed.resolve().name or "movie", path, None))
         elif str(given) in list(SCENES):  # asking the mapping itself would import the scene
             made = folder / "scenes" / f"{given}-{frames}x{size}-seed{seed}"
             places.append((str(given), made / "noisy.tif", made / "truth.tif"))
@@ -84,8 +91,9 @@ def find_movies(
         if noisy.is_relative_to(folder / "scenes") and not noisy.exists():
             _simulate(name, noisy.parent, frames=frames, size=size, seed=seed, tell=tell)
         truth = exact if exact is not None and exact.is_file() else None
-        taken = sum(c.name == name or c.name.startswith(f"{name}-") for c in cases)
-        unique = f"{name}-{taken + 1}" if taken else name
+        taken, unique, k = {c.name for c in cases}, name, 1
+        while unique in taken:
+            unique, k = f"{name}-{k + 1}", k + 1
         cases.append(Case(unique, noisy, truth, _fingerprint(noisy, truth)))
     return cases
 
@@ -104,14 +112,16 @@ def _simulate(
 
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.partial")
+    unfinished = draft / "unfinished"
     try:
         scene = SCENES[name](
-            frames=frames, size=size, seed=seed,
+            frames=frames, size=size, seed=seed, cache=unfinished,
             progress=lambda done, total: tell(name, "simulating", done / total),
         )  # fmt: skip
     except ShineError as error:  # it may name a parameter of the scene that is not one of ours
         raise ShineError(f"The scene {name} with frames={frames}, size={size}: {error}") from error
     save(scene, draft, overwrite=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     os.replace(draft, place)
 
 
