@@ -17,6 +17,7 @@ from shine_em import benchmark, metrics
 from shine_em.benchmark import Benchmark, Outcome
 from shine_em.benchmark_meter import Meter
 from shine_em.benchmark_methods import choose, training_seconds
+from shine_em.benchmark_movies import Case
 from shine_em.benchmark_tables import below_ceiling, csv_text, markdown_text
 from shine_em.benchmark_worker import own_peak_memory, score, work
 from shine_em.errors import ShineError
@@ -166,6 +167,48 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(
     assert times()["gaussian"] > first["gaussian"]
 
 
+def test_a_failure_keeps_what_was_done_with_other_settings(place: Path, tmp_path: Path) -> None:
+    movie, out = tmp_path / "little", tmp_path / "out"
+    shutil.copytree(place / "little", movie)
+
+    def statuses(**how: object) -> set[str]:
+        found = benchmark.run([movie], "gaussian", out=out, figures=False, **how)  # type: ignore[arg-type]
+        return {o.status for o in found.outcomes if o.method == "gaussian"}
+
+    def kept() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in (out / "results/little").glob("gaussian.*")}
+
+    assert statuses() == {"done"}
+    first = kept()
+    with pytest.raises(ShineError, match="device 'gpu' cannot be used"):
+        statuses(device="gpu")
+    assert kept() == first
+    pixels = (movie / "noisy.tif").read_bytes()
+    write(Movie.from_array(noisy(*SHAPE, seed=1)), movie / "noisy.tif", overwrite=True)
+    assert statuses(limit_s=1e-3) == {"failed"}
+    assert first.items() <= kept().items()
+    (movie / "noisy.tif").write_bytes(pixels)
+    assert statuses() == {"done"}
+    assert kept() == first
+
+
+def test_the_device_matters_only_on_pytorch(place: Path, tmp_path: Path) -> None:
+    case = Case("little", place / "little/noisy.tif", place / "little/truth.tif", "0123")
+
+    def settings(device: str) -> dict[str, object]:
+        common = {"hole": None, "device": device, "halves": False}
+        chosen = choose("all,default,supervised", None)
+        return {
+            task["method"]: task["settings"]
+            for task in benchmark._tasks(case, tmp_path, chosen, common, 0, 1, ())
+        }
+
+    cpu, cuda = settings("cpu"), settings("cuda")
+    assert {name for name in cpu if cpu[name] == cuda[name]} == {
+        "noise", "noisy", "gaussian", "bandpass", "wiener", "mean5", "bm3d", "bm3d-correlated",
+    }  # fmt: skip
+
+
 def test_a_method_that_takes_too_long_is_stopped(place: Path, tmp_path: Path) -> None:
     found = benchmark.run(
         [place / "little"], "gaussian", out=tmp_path / "out", limit_s=1e-3, figures=False
@@ -199,6 +242,8 @@ def test_bad_input_is_told_in_plain_words(place: Path, tmp_path: Path) -> None:
         ({"time_budget_s": -1.0}, "^time_budget_s must"),
         ({"seeds": 0}, "^seeds must"),
         ({"limit_s": 0.0}, "^limit_s must"),
+        ({"methods": "mean5,paper@3h"}, "SHINE, 180 min: limit_s must be above"),
+        ({"methods": "lean", "limit_s": 60.0}, "lean: limit_s must be above"),
         ({"methods": "lean", "frames_in": (1, 4)}, "odd"),
         ({"methods": "bm3d", "frames_in": (1, 3)}, "paper and lean"),
     ):
@@ -245,7 +290,8 @@ def test_the_default_job_is_the_job_itself(
     answer, output = tmp_path / "default.json", tmp_path / "default.tif"
     work(
         {"kind": "job", "method": "default", "noisy": str(place / "real.mrc"), "truth": None,
-         "noise": None, "answer": str(answer), "output": str(output), "settings": {}, "hole": None,
+         "noise": None, "answer": str(answer), "failure": "", "output": str(output),
+         "settings": {}, "hole": None,
          "time_budget_s": 60.0, "seed": 0, "frames_in": None, "device": "cpu", "halves": False},
         None,
     )  # fmt: skip

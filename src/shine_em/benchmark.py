@@ -28,6 +28,7 @@ from .benchmark_methods import CEILING, DEFAULT, RAW, Contender, choose
 from .benchmark_movies import Case, find_movies
 from .benchmark_tables import csv_text, markdown_text
 from .benchmark_worker import work, write_json
+from .compute import pick_device
 from .drafts import write_whole
 from .errors import ShineError
 
@@ -187,7 +188,8 @@ def run(
     device
         For methods that run on PyTorch.
     limit_s
-        Wall time after which a method is stopped and counts as failed.
+        Wall time after which a method is stopped and counts as failed; above all time budgets.
+        Methods on their own schedules may need more, days on a CPU.
     figures
         Draw the panels.
     progress
@@ -196,11 +198,13 @@ def run(
     Raises
     ------
     ShineError
-        If a movie or a method is unknown, or the folder holds something else. A method that fails
-        does not raise: it is listed as failed, with its reason, and tried again next time.
+        If a movie, a method or the device is unknown, or the folder holds something else. A method
+        that fails does not raise: it is listed as failed, with its reason, and tried again next
+        time; what it made earlier with other settings is kept.
     """
     chosen = choose(methods, time_budget_s)
     _check(time_budget_s, seeds, frames_in, chosen, limit_s)
+    device = str(pick_device(device))  # so that "auto" and what it stands for are the same
     folder = _prepared(Path(out))
     tell = progress or (lambda _what, _stage, _fraction: None)
     cases = find_movies(movies, folder, frames=frames, size=size, seed=seed, tell=tell)
@@ -244,6 +248,12 @@ def _check(
         raise ShineError(
             f"frames_in must be odd numbers, as in 1,3,5,7, not {','.join(map(str, frames_in))}."
         )
+    for c in methods:
+        if c.timed and c.budget_s is not None and c.budget_s >= limit:
+            raise ShineError(
+                f"{c.title}: limit_s must be above its time budget of {c.budget_s:g} s: at "
+                f"{limit:g} s it would be stopped, and nothing kept."
+            )
     if frames_in and not any(c.method.home.startswith("shine:") for c in methods):
         raise ShineError("frames_in is for the methods paper and lean: add one.")
 
@@ -286,6 +296,7 @@ def _tasks(
         settings |= {"movie": case.fingerprint, "shine-em": version, "format": _FORMAT}
         values["settings"] = json.loads(json.dumps(settings))
         values["answer"] = str(place / f"{stem}.json")
+        values["failure"] = str(place / f"{stem}.failed.json")
         values["label"] = f"{case.name}, {more.get('title') or kind}"
         return values
 
@@ -297,10 +308,12 @@ def _tasks(
         if contender.kind == "ceiling" and case.truth is None:
             continue
         method = contender.method
-        matters = ("device", *judged)
+        matters: tuple[str, ...] = judged
+        if method.on_torch:
+            matters += ("device",)
         if contender.kind != "ceiling":
             matters += ("hole",)
-        if method.needs_training or method.hurries:
+        if contender.timed:
             matters += ("time_budget_s",)
         if method.needs_training:
             matters += ("seed", "frames_in")
@@ -332,12 +345,12 @@ def _stored(task: dict[str, Any]) -> dict[str, Any] | None:
 
 def _done(task: dict[str, Any], limit: float, tell: Callable[[str, float], None]) -> None:
     """See that the result of a task is there, doing it in a process of its own where it is not."""
+    Path(task["failure"]).unlink(missing_ok=True)
     if _stored(task) is not None:
         tell("done before", 1.0)
         return
-    for old in (task["answer"], task["output"]):
-        if old is not None:
-            Path(old).unlink(missing_ok=True)
+    if task["output"] is None:  # quickly made again, and another movie's noise must not be used
+        Path(task["answer"]).unlink(missing_ok=True)
     # A fork server has loaded the heavy modules once, and each task starts from its clean state.
     kinds = mp.get_all_start_methods()
     context: Any = mp.get_context("forkserver" if "forkserver" in kinds else "spawn")
@@ -365,7 +378,7 @@ def _done(task: dict[str, Any], limit: float, tell: Callable[[str, float], None]
     finally:
         process.join()
         hears.close()
-    if not Path(task["answer"]).exists():
+    if _stored(task) is None and not Path(task["failure"]).exists():
         reason = f"stopped after the time limit of {limit:.0f} s"
         if not too_long:
             code = process.exitcode
@@ -373,11 +386,13 @@ def _done(task: dict[str, Any], limit: float, tell: Callable[[str, float], None]
             if code == -9:
                 reason = "killed by the system, most likely for lack of memory"
         result = {"settings": task["settings"], "status": "failed", "reason": reason}
-        write_json(Path(task["answer"]), result)
+        write_json(Path(task["failure"]), result)
 
 
 def _outcome(case: Case, task: dict[str, Any]) -> Outcome:
-    record = json.loads(Path(task["answer"]).read_text("utf-8"))
+    failure = Path(task["failure"])
+    told = failure if failure.exists() else Path(task["answer"])
+    record = json.loads(told.read_text("utf-8"))
     done = record["status"] == "done"
     return Outcome(
         case.name, task["method"], task["title"], task["seed"], task["frames_in"],

@@ -64,8 +64,9 @@ def draw(outcomes: Sequence[Outcome], sources: Sources, folder: Path) -> list[Pa
     made: dict[str, Figure] = {}
     for movie, (noisy, truth, place) in sources.items():
         mine = [o for o in outcomes if o.movie == movie]
-        found = json.loads((place / "noise.json").read_text("utf-8"))
-        noise = NoiseStatistics.from_dict(found["noise"]) if "noise" in found else None
+        measured, noise = place / "noise.json", None
+        if measured.exists():
+            noise = NoiseStatistics.from_dict(json.loads(measured.read_text("utf-8"))["noise"])
         made[f"panels-{movie}"] = plot_panels(mine, noisy, truth, noise)
         if any(o.scores for o in mine):
             made[f"scores-{movie}"] = plot_scores(mine)

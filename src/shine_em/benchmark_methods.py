@@ -15,8 +15,8 @@ RAW, CEILING, DEFAULT = "noisy", "supervised", "default"
 """The noisy movie itself, the supervised ceiling, and the whole job of `shine_em.denoise`."""
 
 _OWN = {
-    DEFAULT: Method(DEFAULT, "shine denoise", "", needs_training=True),
-    CEILING: Method(CEILING, "supervised on the truth", "", needs_training=True),
+    DEFAULT: Method(DEFAULT, "shine denoise", "", needs_training=True, on_torch=True),
+    CEILING: Method(CEILING, "supervised on the truth", "", needs_training=True, on_torch=True),
 }
 
 
@@ -44,6 +44,11 @@ class Contender:
     def kind(self) -> str:
         """Which task of `benchmark_worker` it is."""
         return {DEFAULT: "job", CEILING: "ceiling"}.get(self.method.name, "method")
+
+    @property
+    def timed(self) -> bool:
+        """Whether a time budget means something to it."""
+        return self.method.needs_training or self.method.hurries
 
     @property
     def repeated(self) -> bool:

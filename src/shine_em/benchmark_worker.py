@@ -40,9 +40,10 @@ def work(task: dict[str, Any], channel: Any) -> None:
     ----------
     task
         Plain values: "kind" ("noise", "method", "job", "ceiling" or "raw"), "noisy", "truth" (path
-        or None), "noise" (path or None), "answer" (where the result goes), "output" (the denoised
-        movie, or None), "settings" (kept in the result), and for methods "method", "hole",
-        "time_budget_s", "seed", "frames_in", "device" and "halves".
+        or None), "noise" (path or None), "answer" (where the result goes), "failure" (where it is
+        told instead that there is none), "output" (the denoised movie, or None), "settings" (kept
+        in the result), and for methods "method", "hole", "time_budget_s", "seed", "frames_in",
+        "device" and "halves".
     channel
         A `multiprocessing.connection.Connection` that hears ``(stage, fraction)``, or None.
     """
@@ -69,7 +70,7 @@ def work(task: dict[str, Any], channel: Any) -> None:
             "traceback": traceback.format_exc(),
         }  # fmt: skip
     try:
-        write_json(Path(task["answer"]), result)
+        write_json(Path(task["answer" if result["status"] == "done" else "failure"]), result)
     except ShineError as error:  # a full disk, as a line instead of a traceback
         raise SystemExit(str(error)) from None
 
@@ -85,7 +86,7 @@ def measure_noise(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> N
 
 
 def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
-    from .io import read, write
+    from .io import read
 
     noisy = read(task["noisy"])
     with Meter(len(noisy), tell) as meter:
@@ -94,7 +95,7 @@ def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     if task["kind"] != "raw" and clean.history:
         result["did"] = clean.history[-1]
     if task["output"] is not None:
-        write(clean, task["output"], overwrite=True)
+        _write(clean, task)
     tell("scoring", 0.0)
     truth = None if task["truth"] is None else read(task["truth"])
     result |= score(clean, noisy, truth)
@@ -103,6 +104,14 @@ def _method(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
             result |= _estimated(noisy, clean, task)
         if task["halves"]:
             result["scores"]["snr_halves"] = _halves_snr(noisy, task, tell)
+
+
+def _write(clean: Movie, task: dict[str, Any]) -> None:
+    from .io import write
+
+    # The scores of an earlier movie must never stand beside this one.
+    Path(task["answer"]).unlink(missing_ok=True)
+    write(clean, task["output"], overwrite=True)
 
 
 def _job(noisy: Movie, task: dict[str, Any], result: dict[str, Any], tell: Tell) -> Movie:
@@ -123,11 +132,11 @@ def _job(noisy: Movie, task: dict[str, Any], result: dict[str, Any], tell: Tell)
 def _measured_noise(task: dict[str, Any]) -> NoiseStatistics | None:
     from .noise import NoiseStatistics
 
-    if task["noise"] is None:
+    # Without noise statistics a method that needs them says what is wrong itself.
+    if task["noise"] is None or not Path(task["noise"]).exists():
         return None
     found = json.loads(Path(task["noise"]).read_text("utf-8"))
-    # Without noise statistics a method that needs them says what is wrong itself.
-    return NoiseStatistics.from_dict(found["noise"]) if found["status"] == "done" else None
+    return NoiseStatistics.from_dict(found["noise"])
 
 
 def _estimated(noisy: Movie, clean: Movie, task: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +204,7 @@ def _halves_snr(noisy: Movie, task: dict[str, Any], tell: Tell) -> list[float | 
 
 def _ceiling(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
     from .baselines.supervised import supervised
-    from .io import read, write
+    from .io import read
 
     noisy, truth = read(task["noisy"]), read(task["truth"])
     with Meter(len(noisy), tell) as meter:
@@ -204,7 +213,7 @@ def _ceiling(task: dict[str, Any], result: dict[str, Any], tell: Tell) -> None:
             device=task["device"], progress=meter,
         )  # fmt: skip
     result |= meter.cost() | own_peak_memory()
-    write(ceiling.movie, task["output"], overwrite=True)
+    _write(ceiling.movie, task)
     tell("scoring", 0.0)
     held = ceiling.held_out
     result |= score(ceiling.movie, noisy, truth)

@@ -102,6 +102,7 @@ def benchmark(
     What is finished stays in the folder and is not done again, unless a setting has changed.
     """
     from .benchmark import run
+    from .benchmark_methods import choose
     from .cli_simulate import named_by_option
     from .display import Display
     from .events import Event
@@ -115,6 +116,15 @@ def benchmark(
         budget = None if plain == "none" else parse_duration(time_budget)
     if not movies and not quick:
         raise ShineError(f"Give movies, or scenes: {', '.join(SCENES)}; or --quick.")
+    endless = [
+        c.title for c in choose(methods, budget) if c.method.needs_training and c.budget_s is None
+    ]
+    if endless and not quiet:
+        console.print(
+            f"On their own schedules: {', '.join(endless)}. Nothing is kept of what takes longer "
+            f"than --limit {limit}.",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     with Display(console, quiet=quiet) as display:
 
         def show(what: str, stage: str, fraction: float) -> None:

@@ -50,6 +50,8 @@ class Method:
         ``"module:function"`` inside this package, imported when the method is first run.
     needs_training
         Whether it learns from the movie, so that a time budget means something.
+    on_torch
+        Whether it runs on PyTorch, so that a device means something.
     extra
         What to install for it, as pip is asked for it; None where shine-em itself is enough.
     hole
@@ -64,6 +66,7 @@ class Method:
     title: str
     home: str
     needs_training: bool = False
+    on_torch: bool = False
     extra: str | None = None
     hole: tuple[int, int] | None = None
     hurries: bool = False
@@ -97,7 +100,7 @@ class Method:
         seed
             Of all random choices.
         device
-            "cpu", "cuda", "mps" or "auto", for methods that run on torch.
+            "cpu", "cuda", "mps" or "auto", for methods that run on PyTorch.
         progress
             Called with the name of the stage and the fraction of it that is done, 0 to 1.
 
@@ -135,7 +138,7 @@ def _methods(*rows: tuple[str, str, str, dict[str, Any]]) -> dict[str, Method]:
     return {name: Method(name, title, home, **more) for name, title, home, more in rows}
 
 
-_TRAINS = {"needs_training": True}
+_TRAINS = {"needs_training": True, "on_torch": True}
 _AT_1, _AT_3 = {**_TRAINS, "hole": (1, 1)}, {**_TRAINS, "hole": (3, 3)}
 
 METHODS: dict[str, Method] = _methods(
@@ -149,7 +152,7 @@ METHODS: dict[str, Method] = _methods(
     ("structn2v", "structN2V", "n2v:structn2v", _TRAINS),
     ("udvd", "UDVD", "udvd:udvd", _AT_1),
     ("udvd-star", "UDVD*", "udvd:udvd", _TRAINS),
-    ("topaz", "Topaz-Denoise", "topaz:topaz", {"extra": _TOPAZ}),
+    ("topaz", "Topaz-Denoise", "topaz:topaz", {"extra": _TOPAZ, "on_torch": True}),
     ("paper-1x1", "SHINE 1×1", "shine:paper", _AT_1),
     ("paper-3x3", "SHINE 3×3", "shine:paper", _AT_3),
     ("paper", "SHINE", "shine:paper", _TRAINS),
