@@ -159,9 +159,9 @@ def run(
     ----------
     movies
         Folders that ``shine simulate`` wrote (noisy.tif, and truth.tif to compare with), names of
-        scenes to simulate now, or movie files without a truth. These are judged without a
-        reference: the SNR between neighbouring frames, the picture left in the residual, and the
-        estimated error (of the default job, and of methods that learn nothing).
+        scenes to simulate now, or movies without a truth, as `shine_em.read` takes them. These are
+        judged without a reference: the SNR between neighbouring frames, the picture left in the
+        residual, and the estimated error (of the default job, and of methods that learn nothing).
     methods
         Comma-separated names of `shine_em.baselines.METHODS`, or "all" for all of these; "default"
         for all that `shine_em.denoise` does; "supervised" for the ceiling, the lean backbone taught

@@ -30,8 +30,8 @@ def benchmark(
     *movies: Annotated[
         str,
         Parameter(
-            help="Folders that `shine simulate` wrote, names of scenes to simulate now, or movie "
-            "files without a truth."
+            help="Folders that `shine simulate` wrote, names of scenes to simulate now, or movies "
+            "without a truth: files, folders of frames, or patterns in quotes."
         ),
     ],
     output: Annotated[
@@ -99,7 +99,8 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Compare methods on movies: PSNR, SSIM, time, memory, and the paper's panels.
 
-    What is finished stays in the folder and is not done again, unless a setting has changed.
+    What is finished stays in the folder and is not done again, unless a setting, the movie or the
+    version has changed.
     """
     from .benchmark import run
     from .benchmark_methods import choose
