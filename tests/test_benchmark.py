@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from small import noisy, scene
 
 from shine_em import benchmark, metrics
 from shine_em.benchmark import Benchmark, Outcome
+from shine_em.benchmark_figures import plot_input_frames
 from shine_em.benchmark_meter import Meter
 from shine_em.benchmark_methods import choose, training_seconds
 from shine_em.benchmark_movies import Case
@@ -351,6 +353,57 @@ def test_the_distance_to_the_ceiling_is_on_the_frames_it_was_not_taught() -> Non
     assert below_ceiling(ceiling, every) is None
     assert below_ceiling(other, every) is None
     assert "| lean | 20.50 | 4.50 |" in markdown_text(every)
+
+
+def outcome_of(method: str, **more: Any) -> Outcome:
+    values: dict[str, Any] = {
+        "movie": "m", "method": method, "title": method, "seed": 0, "frames_in": None,
+        "status": "done", "reason": "", "seconds": 1.0, "peak_mb": 500.0, "gpu_peak_mb": None,
+        "scores": {"psnr_affine": [30.0]}, "frames": [0], "output": None, "record": {},
+    }  # fmt: skip
+    return Outcome(**values | more)
+
+
+def test_the_finished_ceiling_with_the_largest_budget_counts() -> None:
+    def ceiling(budget: float | None, psnr: float, status: str = "done") -> Outcome:
+        scores = {"psnr_affine": [psnr]} if status == "done" else {}
+        return outcome_of("supervised", status=status, scores=scores, budget_s=budget)
+
+    lean = outcome_of("lean")
+    short, good = ceiling(10.0, 31.0), ceiling(1200.0, 36.0)
+    for every in ([short, good], [good, short], [ceiling(10.0, 0, "failed"), good],
+                  [good, ceiling(None, 0, "failed")]):  # fmt: skip
+        assert below_ceiling(lean, every) == pytest.approx(6.0)
+    assert below_ceiling(lean, [good, ceiling(None, 37.0)]) == pytest.approx(7.0)
+    assert below_ceiling(lean, [ceiling(10.0, 0, "failed")]) is None
+
+
+def test_memory_of_process_and_gpu_stand_apart() -> None:
+    host = outcome_of("mean5")
+    gpu = outcome_of("lean", gpu_peak_mb=70.0)
+    assert "GPU" not in markdown_text([host])
+    _, head, _, first, second = (
+        line.split(" | ") for line in markdown_text([host, gpu]).split("## m")[1].split("\n")[1:6]
+    )
+    assert head[-2:] == ["peak memory, MB", "on the GPU, MB |"]
+    assert first[-2:] == ["500", " |"]
+    assert second[-2:] == ["500", "70 |"]
+
+
+def test_input_frames_are_compared_budget_by_budget() -> None:
+    every = [
+        outcome_of("lean", title=title, frames_in=width, scores={"psnr_affine": [psnr]})
+        for title, width, psnr in (
+            ("lean, 60 s", None, 30.0), ("lean, 60 s, 1 frames", 1, 25.0),
+            ("lean, 5 min", None, 36.0), ("lean, 5 min, 1 frames", 1, 35.0),
+        )
+    ]  # fmt: skip
+    axes = plot_input_frames([*every, outcome_of("mean5")]).axes
+    legend = axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["lean, 60 s", "lean, 5 min"]
+    drawn = [np.asarray(line.lines[0].get_ydata()).tolist() for line in axes[0].containers]
+    assert drawn == [[25.0, 30.0], [35.0, 36.0]]
 
 
 def test_results_that_are_no_pictures_are_refused() -> None:

@@ -90,9 +90,9 @@ def draw(outcomes: Sequence[Outcome], sources: Sources, folder: Path) -> list[Pa
 def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, noise: Any) -> Figure:
     """Return one frame as every method shows it, each with a detail below it.
 
-    Intensities are matched to the truth by one least-squares line per movie, as in the "affine"
-    protocol, and shown a little wider than its 0.5 and 99.5 percentiles. The detail lies where the
-    truth varies most. The first picture is the truth, then the noisy frame and its noise heatmaps.
+    Intensities are matched to the truth by one least-squares line, as in the "affine" protocol but
+    for this frame alone, and shown a little wider than its 0.5 and 99.5 percentiles. The detail
+    lies where the truth varies most. The first picture is the truth, then the noisy frame and its noise heatmaps.
 
     Parameters
     ----------
@@ -107,6 +107,7 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
     from matplotlib.patches import Rectangle
 
     from .io import read
+    from .metrics import fitted
 
     movie = read(noisy)
     t = len(movie) // 2
@@ -145,7 +146,7 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
         if title == "noisy":  # its own noise sets its range
             limits = tuple(np.percentile(picture, (0.5, 99.5)))
         elif exact is not None:
-            picture = _fitted(picture, reference)
+            picture = fitted(picture, reference)
         y, x = detail
         above.imshow(picture, cmap="gray", vmin=limits[0], vmax=limits[1])
         below.imshow(picture[y, x], cmap="gray", vmin=limits[0], vmax=limits[1])
@@ -179,7 +180,6 @@ def plot_scores(outcomes: Sequence[Outcome]) -> Figure:
     }
     groups = {title: group for title, group in groups.items() if group}
     names = [n for n in _LABELS if any(n in o.scores for g in groups.values() for o in g)]
-    names = [n for n in names if n != "ssim_minmax" or len(names) < 5]
     figure = Figure(
         figsize=(3.1 * (len(names) + 1) + 1.8, 0.32 * len(groups) + 1.4), layout="constrained"
     )
@@ -276,9 +276,9 @@ def plot_input_frames(outcomes: Sequence[Outcome]) -> Figure:
     from matplotlib.figure import Figure
 
     widths = sorted({o.frames_in for o in outcomes if o.frames_in} | {5})
-    compared = {(o.movie, o.method) for o in outcomes if o.frames_in}
-    movies = list(dict.fromkeys(o.movie for o in outcomes if (o.movie, o.method) in compared))
-    methods = list(dict.fromkeys(o.method for o in outcomes if (o.movie, o.method) in compared))
+    compared = {(o.movie, _line(o)) for o in outcomes if o.frames_in}
+    movies = list(dict.fromkeys(o.movie for o in outcomes if (o.movie, _line(o)) in compared))
+    lines = list(dict.fromkeys(_line(o) for o in outcomes if (o.movie, _line(o)) in compared))
     figure = Figure(figsize=(3.4 * len(movies) + 1, 8), layout="constrained")
     axes = figure.subplots(3, len(movies), squeeze=False, sharex=True)
     for column, movie in enumerate(movies):
@@ -286,14 +286,14 @@ def plot_input_frames(outcomes: Sequence[Outcome]) -> Figure:
             n for n in ("psnr_affine", "ssim_affine", "snr_neighbours", "snr_halves")
             if any(n in o.scores for o in outcomes if o.movie == movie)
         ][:2]  # fmt: skip
-        for k, method in enumerate(methods):
+        for k, line in enumerate(lines):
             at: dict[int, list[Outcome]] = {}
             for o in outcomes:
-                if o.movie == movie and o.method == method and o.status == "done":
+                if o.movie == movie and _line(o) == line and o.status == "done":
                     at.setdefault(o.frames_in or 5, []).append(o)
             known = [w for w in widths if w in at]
             style: dict[str, Any] = {
-                "marker": "os^Dv<>"[k % 7], "label": method, "color": f"C{k}", "markersize": 5
+                "marker": "os^Dv<>"[k % 7], "label": line, "color": f"C{k}", "markersize": 5
             }  # fmt: skip
             for axis, name in zip(axes[:, column], quality, strict=False):
                 runs = [[mean(o.scores.get(name, [])) for o in at[w]] for w in known]
@@ -308,6 +308,11 @@ def plot_input_frames(outcomes: Sequence[Outcome]) -> Figure:
         axes[2, column].set(xlabel="input frames", ylabel="time, s", xticks=widths, ylim=(0, None))
     axes[0, 0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _line(outcome: Outcome) -> str:
+    """Return the title without the number of input frames: method and budget."""
+    return outcome.title.removesuffix(f", {outcome.frames_in} frames")
 
 
 def plot_ceiling(outcome: Outcome) -> Figure:
@@ -366,13 +371,6 @@ def _detail(picture: np.ndarray) -> tuple[slice, slice]:
     ]
     y, x = np.unravel_index(int(np.argmax(inner)), inner.shape)
     return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
-
-
-def _fitted(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    centred = picture - picture.mean()
-    power = float(np.vdot(centred, centred))
-    slope = float(np.vdot(centred, truth - truth.mean())) / power if power > 0 else 0.0
-    return slope * centred + truth.mean()
 
 
 def _smooth(picture: np.ndarray) -> np.ndarray:

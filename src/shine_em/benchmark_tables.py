@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,19 +52,23 @@ def grouped(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
 def below_ceiling(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
     """Return how many dB of PSNR (affine) a result lies below the supervised ceiling.
 
-    The mean over the frames that the ceiling was not taught, for both. None where there is no
-    ceiling for the movie, or it is the outcome itself.
+    The mean over the frames that the ceiling was not taught, for both. Of several ceilings the one
+    with the largest budget counts. None where there is none for the movie, or for a ceiling.
     """
-    for ceiling in outcomes:
-        if ceiling.method == CEILING != outcome.method and ceiling.movie == outcome.movie:
-            best, mine = (
-                dict(zip(o.frames, o.scores.get("psnr_affine", []), strict=False))
-                for o in (ceiling, outcome)
-            )
-            pairs = [(best[t], mine.get(t)) for t in best]
-            known = [a - b for a, b in pairs if a is not None and b is not None]
-            return float(np.mean(known)) if known else None
-    return None
+    ceilings = [
+        o for o in outcomes
+        if o.method == CEILING and o.movie == outcome.movie and o.status == "done"
+    ]  # fmt: skip
+    if outcome.method == CEILING or not ceilings:
+        return None
+    ceiling = max(ceilings, key=lambda o: math.inf if o.budget_s is None else o.budget_s)
+    best, mine = (
+        dict(zip(o.frames, o.scores.get("psnr_affine", []), strict=False))
+        for o in (ceiling, outcome)
+    )
+    pairs = [(best[t], mine.get(t)) for t in best]
+    known = [a - b for a, b in pairs if a is not None and b is not None]
+    return float(np.mean(known)) if known else None
 
 
 def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
@@ -90,6 +95,8 @@ def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
         head += ["left in the residual"] * leftover
         head += ["estimated error / noise variance"] * estimated
         head += [*(words for words, _ in _COSTS.values()), "peak memory, MB"]
+        on_gpu = any(o.gpu_peak_mb for o in every)
+        head += ["on the GPU, MB"] * on_gpu
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         notes = []
         for title, group in methods.items():
@@ -113,7 +120,9 @@ def markdown_text(outcomes: Sequence[Outcome], *, machine: str = "") -> str:
                 blank = cost == "training_s" and not good[0].trained
                 blank |= good[0].method == RAW
                 cells.append("" if blank else _spread([getattr(o, cost) for o in good], digits))
-            cells.append(_spread([o.gpu_peak_mb or o.peak_mb for o in good], 0))
+            cells.append(_spread([o.peak_mb for o in good], 0))
+            if on_gpu:
+                cells.append(_spread([o.gpu_peak_mb for o in good], 0))
             lines.append([title, *cells])
             if "did" in good[0].record:
                 notes.append(f"- {title}: {good[0].record['did']}")

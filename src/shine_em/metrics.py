@@ -32,6 +32,7 @@ __all__ = [
     "FRC",
     "Protocol",
     "correlation",
+    "fitted",
     "fourier_ring_correlation",
     "frame_snr",
     "movie_psnr",
@@ -147,6 +148,15 @@ def movie_ssim(
     return np.array(
         [_ssim(*frame) for frame in _matched_frames(movie, truth, protocol, data_range)]
     )
+
+
+def fitted(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return ``a · image + b`` with the least squared distance to the truth."""
+    centred = image - image.mean()
+    power = float(np.vdot(centred, centred))
+    slope = float(np.vdot(centred, truth - truth.mean())) / power if power > 0 else 0.0
+    out: np.ndarray = slope * centred + truth.mean()
+    return out
 
 
 def correlation(a: Any, b: Any) -> float:
@@ -382,10 +392,7 @@ def _matched(
         return _stretched(image), _stretched(truth), 255.0
     peak = _peak(truth.min(), truth.max(), data_range)
     if protocol == "affine":
-        centred = image - image.mean()
-        power = np.vdot(centred, centred)
-        slope = np.vdot(centred, truth - truth.mean()) / power if power > 0 else 0.0
-        image = slope * centred + truth.mean()
+        image = fitted(image, truth)
     return image, truth, peak
 
 
