@@ -218,6 +218,20 @@ def test_file_stays_below_25_mb_for_the_noisiest_movie(data, page_path, monkeypa
     assert 1.05 * report_module.PICTURES_MB + rest + 3 * 0.4 < 25
 
 
+@pytest.mark.parametrize("kind", ["raw", "denoised"])
+def test_a_blank_first_frame_does_not_hide_how_large_the_others_are(data, monkeypatch, kind):
+    frames = np.random.default_rng(0).normal(size=(16, 300, 300)).astype(np.float32)
+    frames[0] = 0
+    seen = replace(
+        data.observations, shape=(16, 300, 300), kept=np.arange(16),
+        sample_raw=frames[1].ravel(), sample_denoised=frames[1].ravel(),
+        **{"raw": np.zeros_like(frames), "denoised": np.zeros_like(frames), kind: frames},
+    )  # fmt: skip
+    monkeypatch.setattr(report_module, "PICTURES_MB", 0.5)
+    pictures = len(json.dumps(report_module._player(replace(data, observations=seen)))) / 1e6
+    assert 0.1 < pictures < 0.52
+
+
 def test_nothing_is_overwritten_or_left_behind(tmp_path, data, monkeypatch) -> None:
     path = tmp_path / "r.html"
     path.write_text("mine")
@@ -312,8 +326,37 @@ def test_picture_is_the_movie_and_the_wipe_moves(page, page_path, data) -> None:
     page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 60)
     _shown(page, "8 wipe shared 25")
     page.locator("#handle").focus()
-    page.keyboard.press("ArrowRight")
-    _shown(page, "8 wipe shared 30")
+    for key, shown in (
+        ("ArrowRight", 30), ("ArrowUp", 35), ("PageUp", 60), ("End", 100), ("PageDown", 75),
+        ("Home", 0),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        _shown(page, f"8 wipe shared {shown}")
+
+
+@pytest.mark.parametrize("height", [900, 500])
+def test_bar_and_handle_lie_on_the_picture_where_the_window_is_low(
+    browser, data, tmp_path, height: int
+) -> None:
+    side = 1024
+    picture = np.zeros((1, side, side), np.float32)
+    seen = replace(
+        data.observations, shape=(1, side, side), raw=picture, denoised=picture, kept=np.arange(1)
+    )
+    path = write_report(tmp_path / "r.html", replace(data, observations=seen))
+    opened = browser.new_page(viewport={"width": 1280, "height": height})
+    opened.goto(path.as_uri())
+    opened.wait_for_selector("canvas[data-shown]")
+    box = opened.locator("#picture").bounding_box()
+    assert box["height"] == pytest.approx(box["width"], abs=1)
+    assert box["height"] < 0.7 * height
+    bar = opened.locator("#bar").bounding_box()
+    assert opened.locator("#bar-label").inner_text() == "10 nm"
+    assert bar["width"] / box["width"] == pytest.approx(200 / side, rel=0.01)
+    handle = opened.locator("#handle").bounding_box()
+    middle = box["x"] + box["width"] / 2
+    assert handle["x"] + handle["width"] / 2 == pytest.approx(middle, abs=1)
+    opened.close()
 
 
 def test_slider_keyboard_and_play_change_the_frame(page, page_path) -> None:
@@ -321,8 +364,13 @@ def test_slider_keyboard_and_play_change_the_frame(page, page_path) -> None:
     page.locator("#slider").fill("5")
     _shown(page, "5 wipe shared 50")
     index = frames[5]["index"]
-    assert page.locator("#where").inner_text() == f"frame {index} of 20, {index * 0.0025:g} s"
+    assert page.locator("#where").inner_text() == f"frame {index} / 19, {index * 0.0025:g} s"
     page.locator("h1").click()
+    for key in ("r", " ", "ArrowRight"):  # elsewhere on the page they do what they always do
+        page.keyboard.press(key)
+    _shown(page, "5 wipe shared 50")
+    assert page.evaluate("scrollY") > 0
+    page.locator("#player").focus()
     page.keyboard.press("ArrowRight")
     _shown(page, "6 wipe shared 50")
     page.keyboard.press("ArrowLeft")
@@ -384,7 +432,7 @@ def test_uncalibrated_movies_have_a_bar_in_pixels(browser, data, tmp_path) -> No
     opened.goto(path.as_uri())
     opened.wait_for_selector("canvas[data-shown]")
     assert opened.locator("#bar-label").inner_text() == "20 px"
-    assert opened.locator("#where").inner_text() == f"frame {data.observations.kept[8]} of 20"
+    assert opened.locator("#where").inner_text() == f"frame {data.observations.kept[8]} / 19"
     opened.close()
 
 

@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const player = $("player"), canvas = $("picture"), handle = $("handle"), slider = $("slider");
+  const stage = canvas.parentElement;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const { width, height } = data;
   // The first frames of a movie are its worst: they have neighbours on one side only.
@@ -75,7 +76,8 @@
     const index = data.frames[state.frame].index;
     slider.value = state.frame;
     const time = data.seconds ? `, ${number(index * data.seconds)} s` : "";
-    $("where").textContent = `frame ${index} of ${data.total}${time}`;
+    // Counted from 0, as on the plots' axes, in the warnings and in --frames.
+    $("where").textContent = `frame ${index} / ${data.total - 1}${time}`;
     slider.setAttribute("aria-valuetext", $("where").textContent);
     handle.style.left = `${100 * state.wipe}%`;
     handle.setAttribute("aria-valuenow", Math.round(100 * state.wipe));
@@ -138,12 +140,16 @@
       if (grip.hasPointerCapture(event.pointerId)) follow(event);
     });
   }
-  document.addEventListener("keydown", (event) => {
+  const strides = {
+    ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05,
+    PageDown: -0.25, PageUp: 0.25, Home: -1, End: 1,
+  };
+  // On the player alone: elsewhere on the page these keys scroll.
+  player.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const on = event.target, key = event.key;
-    if (on === handle && (key === "ArrowLeft" || key === "ArrowRight")) {
-      wipe(state.wipe + (key === "ArrowLeft" ? -0.05 : 0.05));
-    } else if (key === " " && on.tagName !== "BUTTON") play(!state.timer);
+    if (on === handle && key in strides) wipe(state.wipe + strides[key]);
+    else if (key === " " && on.tagName !== "BUTTON") play(!state.timer);
     else if (key === "ArrowLeft" && on !== slider) { play(false); go(state.frame - 1); }
     else if (key === "ArrowRight" && on !== slider) { play(false); go(state.frame + 1); }
     else if (key === "r" || key === "R") set("view", state.view === "wipe" ? "residual" : "wipe");
@@ -153,8 +159,9 @@
   });
 
   // Small frames are shown larger, whole steps at a time, so that pixels stay square.
-  canvas.style.width = `${width * Math.max(1, Math.floor(640 / Math.max(width, height)))}px`;
+  // Bar, handle and tags are placed in per cent of the stage, so it is the stage that is sized.
+  stage.style.width = `${width * Math.max(1, Math.floor(640 / Math.max(width, height)))}px`;
   // The controls stay in sight below it.
-  canvas.style.maxWidth = `min(100%, ${Math.round((66 * width) / height)}vh)`;
+  stage.style.maxWidth = `min(100%, ${Math.round((66 * width) / height)}vh)`;
   show();
 })();

@@ -21,7 +21,7 @@ from .registration import Drift
 from .report_error import error_sentences, error_tile, hole_text, weighted_holes
 from .report_uncertainty import UncertaintyPicture, uncertainty_figure, uncertainty_text
 from .residual import ResidualTest, with_error
-from .viewing import percentile_range, scale_bar, shared_contrast
+from .viewing import block_means, percentile_range, scale_bar, shared_contrast
 
 if TYPE_CHECKING:
     from .ensemble import Ensemble
@@ -398,25 +398,28 @@ def _player(report: ReportData) -> dict[str, Any]:
         "raw": percentile_range(seen.sample_raw, 0.5),
         "denoised": percentile_range(seen.sample_denoised, 0.2),
     }
-    pictures: dict[str, np.ndarray] = {"raw": seen.raw, "denoised": seen.denoised}
     shrink = 1
-    first = sum(len(figures.png(v[0], *stored[k])) for k, v in pictures.items())
-    total = first * 4 / 3 * len(seen.kept) / 1e6
-    if total > PICTURES_MB:
-        shrink = math.ceil(math.sqrt(total / PICTURES_MB))
-        pictures = {k: _averaged(v, shrink) for k, v in pictures.items()}
-    height, width = pictures["raw"].shape[1:]
+    while True:
+        pictures = {
+            kind: [block_means(image, shrink) for image in stack]
+            for kind, stack in (("raw", seen.raw), ("denoised", seen.denoised))
+        }
+        urls = {
+            kind: [_data_url(figures.png(image, *stored[kind])) for image in images]
+            for kind, images in pictures.items()
+        }
+        # One frame does not tell the size of the others: blank frames are small, noisy ones large.
+        total = sum(len(url) for kind in urls.values() for url in kind) / 1e6
+        if total <= PICTURES_MB:
+            break
+        shrink = max(shrink + 1, math.ceil(shrink * math.sqrt(total / PICTURES_MB)))
+    height, width = pictures["raw"][0].shape
     pixel = seen.shrink * shrink
     bar = scale_bar(width * pixel, report.pixel_size_nm)
     return {
         "frames": [
-            {"index": int(t), "raw": _data_url(a), "denoised": _data_url(b)}
-            for t, a, b in zip(
-                seen.kept,
-                (figures.png(image, *stored["raw"]) for image in pictures["raw"]),
-                (figures.png(image, *stored["denoised"]) for image in pictures["denoised"]),
-                strict=True,
-            )
+            {"index": int(t), "raw": a, "denoised": b}
+            for t, a, b in zip(seen.kept, urls["raw"], urls["denoised"], strict=True)
         ],
         "total": seen.shape[0],
         "width": width,
@@ -446,15 +449,6 @@ def _spectra(report: ReportData) -> list[tuple[str, str]]:
             ("Residual", spectrum.residual),
         )
     ]
-
-
-def _averaged(stack: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of pixels; an incomplete last row or column of blocks is left out."""
-    k, height, width = stack.shape
-    rows, columns = height // factor, width // factor
-    cut = stack[:, : rows * factor, : columns * factor]
-    averaged: np.ndarray = cut.reshape(k, rows, factor, columns, factor).mean((2, 4))
-    return averaged
 
 
 def _residual_sigma(seen: Observations) -> float:
