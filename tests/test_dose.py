@@ -25,7 +25,7 @@ from shine_em.dose_thinning import ElectronNoise, electron_noise, slower, thin
 from shine_em.events import Event
 from shine_em.movie import LazyFrames
 from shine_em.planning import Options
-from shine_em.simulate.detector import Camera
+from shine_em.simulate.detector import Camera, camera_named
 
 CAMERA = Camera(
     name="ccd", title="CCD", conversion=8.0, spread=((0.6, 0.7),), dark=100.0, read_noise=25.0,
@@ -132,9 +132,57 @@ def test_unknown_and_impossible_noise_is_refused() -> None:
     for wrong, word in (({"gain": 2.0}, "gain of 2"), ({"dark": 600.0}, "below the movie's mean")):
         with pytest.raises(shine.ShineError, match=word):
             known(flat, **wrong)
+    for dark in (np.nan, np.inf):
+        with pytest.raises(shine.ShineError, match=f"--dark .* not {dark}"):
+            known(flat, dark=dark)
+    # Half a standard error off, the gain that was given is the one that is used and told.
+    kept = known(flat, gain=0.9)[0]
+    assert (kept.gain, kept.read_noise) == (0.9, 0.0)
+    assert "gain 0.9 (given)" in kept.note
     found, health = known(flat, dark=0.0)
     with pytest.raises(shine.ShineError, match="above 0"):
         thin(flat, 1.5, noise=found, health=health)
+
+
+def test_coincidence_loss_is_all_that_is_missing_from_thinned_counts() -> None:
+    # A K2 that counts 8 electrons per pixel and second, thinned to a tenth.
+    camera = camera_named("k2-counting")
+    rng = np.random.default_rng(0)
+
+    def recording(electrons: float) -> np.ndarray:
+        frames = [camera.record(np.full((96, 96), electrons), rng)[0] for _ in range(8)]
+        return np.stack(frames)[:, 16:-16, 16:-16]
+
+    movie = shine.Movie.from_array(recording(8.0))
+    found, health = known(movie)
+    assert found.quantum == 1
+    assert "exact without coincidence loss" in found.note
+    thinned = np.asarray(thin(movie, 0.1, noise=found, health=health).data[:]).mean()
+    lost = 1 - np.asarray(movie.data).mean() / (10 * (low := recording(0.8).mean()))
+    assert 0.05 < lost < 0.1
+    assert thinned == pytest.approx(low * (1 - lost), rel=0.02)
+
+
+def test_frame_rates_alone_need_no_model_of_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    raw = (scene(14, 48, 48) + rng.normal(0, 2, (14, 48, 48))).astype(np.float32)
+    movie = shine.Movie.from_array(raw)
+    with pytest.raises(shine.ShineError, match="--gain"):
+        known(movie)
+    found = advise(
+        movie, fractions=[1], skips=[1, 2],
+        options=Options(steps=2, ensemble=False), measure=lambda frame: {"SD": float(frame.std())},
+    )  # fmt: skip
+    assert [level.skip for level in found.levels] == [1, 2]
+    assert found.electrons == {}
+
+
+def test_doubled_frames_are_refused_before_any_training() -> None:
+    told: list[Event] = []
+    doubled = shine.Movie.from_array(np.repeat(noisy(12, 32, 32), 2, axis=0), name="export")
+    with pytest.raises(shine.ShineError, match=r"export: no two of the 12 .* --frames ::2"):
+        advise(doubled, skips=[1], options=Options(steps=2), progress=told.append)
+    assert "training" not in {event.stage for event in told}
 
 
 def test_lower_frame_rates_keep_time_and_dose_true() -> None:
@@ -334,7 +382,7 @@ def test_the_command_writes_figure_and_numbers(
     }  # fmt: skip
     assert "2 of 2: 50 % dose" in shown
     assert "The dose could drop to 50 % (4 of 8 e⁻/Å²)" in shown
-    assert "counted electrons, thinned exactly" in shown
+    assert "counted electrons, taken out one by one (exact without coincidence loss)" in shown
     numbers = json.loads(file.with_name("movie_dose.json").read_text("utf-8"))
     assert numbers["advice"][0] in shown
     assert run("--help") == 0

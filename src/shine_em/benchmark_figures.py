@@ -92,7 +92,8 @@ def plot_panels(outcomes: Sequence[Outcome], noisy: Path, truth: Path | None, no
 
     Intensities are matched to the truth by one least-squares line, as in the "affine" protocol but
     for this frame alone, and shown a little wider than its 0.5 and 99.5 percentiles. The detail
-    lies where the truth varies most. The first picture is the truth, then the noisy frame and its noise heatmaps.
+    lies where the truth varies most. The first picture is the truth, then the noisy frame and its
+    noise heatmaps.
 
     Parameters
     ----------

@@ -366,10 +366,8 @@ def halves(
         `LEAST_FRAMES` usable frames, or of which no two are neighbours.
     """
     timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
-    good = set(timeline.targets())
-    segment = timeline.segment
-    starts = [t for t in sorted(good) if t + 1 in good and segment[t] == segment[t + 1]]
-    if len(good) < LEAST_FRAMES or not starts:
+    starts = timeline.pairs()
+    if len(timeline.targets()) < LEAST_FRAMES or not starts:
         return
     normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
     for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int)):

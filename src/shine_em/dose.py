@@ -22,6 +22,7 @@ from .dose_advice import KEEP, Advice, Criterion, Level, Picture
 from .dose_measures import (
     Halves,
     Measure,
+    check_comparable,
     measure_halves,
     particle_measure,
     ratio_of_means,
@@ -124,20 +125,22 @@ def advise(
         )
     tell = progress or (lambda _event: None)
     plan = prepare(movie, options, progress=tell)
-    electrons = electron_noise(movie, plan.health, plan.noise, gain=gain, dark=dark)
-    if len(fractions) > 1:
+    electrons: ElectronNoise | None = None
+    if len(fractions) > 1:  # frame rates are changed without touching a pixel
+        electrons = electron_noise(movie, plan.health, plan.noise, gain=gain, dark=dark)
         notes += (f"Electrons: {electrons.note}.",)
-    if plan.noise.blinded_lags and len(fractions) > 1 and electrons.quantum is None:
-        notes += (
-            "The noise lives on from frame to frame, the noise that is added for lower doses does "
-            "not: they may look better here than they would be.",
-        )
+        if plan.noise.blinded_lags and electrons.quantum is None:
+            notes += (
+                "The noise lives on from frame to frame, the noise that is added for lower doses "
+                "does not: they may look better here than they would be.",
+            )
     per_pixel = 0.0 if budget is None else _seconds_per_pixel(movie, plan, options)
     seconds = None if budget is None else (budget - (time.monotonic() - begun)) / len(todo)
     part, said = _part(movie, seconds, per_pixel, skips[-1])
     pace = per_pixel * part.shape[1] * part.shape[2]
     notes += said
     health = plan.health if part is movie else check(part)
+    check_comparable(part, health)
     if skipping == "sum" and len(skips) > 1 and np.asarray(health.blank).any():
         raise ShineError(
             f"{movie.name}: frames that are blank cannot be summed with others: leave them out "
@@ -153,10 +156,10 @@ def advise(
         if budget is not None:
             left = budget - (time.monotonic() - begun)
             share = max(left / (len(todo) - number) - pace * 2 * _PAIRS - 1.0, 0.5 * _LEAST_S)
-        version = slower(
-            thin(part, fraction, noise=electrons, health=health, seed=options.seed), skip,
-            skipping=skipping,
-        )  # fmt: skip
+        version = part
+        if electrons is not None:
+            version = thin(part, fraction, noise=electrons, health=health, seed=options.seed)
+        version = slower(version, skip, skipping=skipping)
         clock = time.monotonic()
         try:
             here = _denoised(version, fraction, skip, skipping, electrons, options, share, show)
@@ -181,7 +184,7 @@ def advise(
         math.nan, skipping, notes, time.monotonic() - begun,
         {
             f.name: getattr(electrons, f.name)
-            for f in fields(electrons)
+            for f in (fields(electrons) if electrons else ())
             if f.name != "correlation"
         },
     )  # fmt: skip
@@ -223,7 +226,7 @@ def _denoised(
     fraction: float,
     skip: int,
     skipping: Skipping,
-    electrons: ElectronNoise,
+    electrons: ElectronNoise | None,
     options: Options,
     seconds: float | None,
     show: Listener,
@@ -240,7 +243,7 @@ def _denoised(
     halves = measure_halves(denoiser, movie, result.health, pairs=_PAIRS)
     return _Denoised(
         movie, result.movie, halves, result.model.state.step, result.warnings, fraction, skip,
-        skip if skipping == "sum" else 1, electrons.dark,
+        skip if skipping == "sum" else 1, electrons.dark if electrons else 0.0,
     )  # fmt: skip
 
 

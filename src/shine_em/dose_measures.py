@@ -18,6 +18,7 @@ from .patches import Timeline
 __all__ = [
     "Halves",
     "Measure",
+    "check_comparable",
     "measure_halves",
     "particle_measure",
     "ratio_of_means",
@@ -68,6 +69,29 @@ class Halves:
     noise: float
 
 
+def check_comparable(movie: Movie, health: Health) -> None:
+    """See that a movie has even and odd frames to compare, before it is trained on.
+
+    Raises
+    ------
+    ShineError
+        For fewer than six usable frames, or where no two of them are neighbours.
+    """
+    timeline = Timeline(len(movie), health)
+    good = len(timeline.targets())
+    if good < LEAST_FRAMES:
+        raise ShineError(
+            f"{movie.name}: {good} usable frames ({', '.join(movie.history[-1:])}) are too few "
+            f"to compare even and odd ones; {LEAST_FRAMES} are needed."
+        )
+    if not timeline.pairs():
+        raise ShineError(
+            f"{movie.name}: no two of the {good} usable frames are neighbours ({len(movie) - good} "
+            "others are copies or blank), so that even and odd ones cannot be compared. Take each "
+            "picture once: with --frames ::2 where every frame is there twice."
+        )
+
+
 def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8) -> Halves:
     """Compare neighbouring even and odd frames that were denoised from frames of their own kind.
 
@@ -83,6 +107,7 @@ def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: i
     ShineError
         For fewer than six usable frames, or where no two of them are neighbours.
     """
+    check_comparable(movie, health)
     picked, raw, clean, curves, errors = [], [], [], [], []
     for t, noisy, (a, b) in halves(denoiser, movie, health, pairs=pairs):
         picked.append(t)
@@ -90,12 +115,6 @@ def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: i
         clean.append(correlation(a, b))
         curves.append(fourier_ring_correlation(a, b, pixel_size_nm=movie.pixel_size_nm))
         errors.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / 2)
-    if not picked:
-        good = Timeline(len(movie), health, denoiser.model.blinded_lags).targets()
-        raise ShineError(
-            f"{movie.name}: {len(good)} usable frames ({', '.join(movie.history[-1:])}) are too "
-            f"few to compare even and odd ones; {LEAST_FRAMES} are needed."
-        )
     whole = _mean_curve(curves)
     n = len(picked)
     left_out = np.array(
@@ -129,7 +148,8 @@ def snr_kept(halves: Halves, reference: Halves) -> tuple[float, float]:
     apart = halves.snr - reference.snr
     error = math.hypot(halves.snr_error, reference.snr_error)
     if np.array_equal(halves.frames, reference.frames):
-        each = halves.snr_of_pairs - reference.snr_of_pairs
+        with np.errstate(invalid="ignore"):  # pairs without any correlation have −∞ dB in both
+            each = halves.snr_of_pairs - reference.snr_of_pairs
         if np.isfinite(each).all() and len(each) > 1:
             apart, error = float(each.mean()), float(np.std(each, ddof=1) / math.sqrt(len(each)))
     ratio = 10 ** (apart / 10)

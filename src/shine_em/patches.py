@@ -230,6 +230,11 @@ class Timeline:
         """Return the frames worth training on: usable, each picture once."""
         return [t for t in range(self.n) if self.usable[t] and self.identity[t] == t]
 
+    def pairs(self) -> list[int]:
+        """Return the first frames of all neighbours in one scene that are both `targets`."""
+        good = set(self.targets())
+        return [t for t in sorted(good) if t + 1 in good and self.segment[t] == self.segment[t + 1]]
+
 
 @dataclass(frozen=True)
 class Batch:
