@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter1d
 
 from shine_em import observing
 from shine_em.doctor import check
@@ -119,6 +120,18 @@ def test_hot_pixels_are_no_signal() -> None:
     # White noise alone: 10 dB would be a correlation of 0.9.
     assert np.nanmax(seen.snr_raw) < -10
     np.testing.assert_allclose(seen.mean_raw, raw.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [5, 9])
+def test_noise_that_two_windows_share_is_no_exaggerated_contrast(window: int) -> None:
+    noise = np.random.default_rng(0).normal(size=(120, 64, 64)).astype(np.float32)
+    mean = uniform_filter1d(noise, window, axis=0)
+    observer = Observer(Movie.from_array(noise), apart=window)
+    for t, frame in enumerate(noise):
+        observer.add(t, frame, mean[t])
+    residual = observer.finish().residual
+    assert residual is not None
+    assert residual.test().outcome != "exaggerated"
 
 
 def test_frames_must_come_in_order_and_all() -> None:

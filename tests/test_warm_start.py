@@ -153,7 +153,7 @@ def test_fine_tuning_without_a_model_is_refused():
 @pytest.mark.parametrize(
     ("other", "options", "advice"),
     [
-        (model(frames=7, channels=16), {}, "--window 7"),
+        (model(frames=7, channels=16), {"frames": 5}, "--window 7"),
         (model(frames=7, channels=16, blinded=(1,)), {}, "blinds the neighbours ±1"),
         (model("paper", channels=64), {}, "--preset paper"),
         (model("paper", channels=64, holes=[(5, 5)]), {"preset": "paper"}, "--hole 5x5"),
@@ -163,6 +163,30 @@ def test_fine_tuning_without_a_model_is_refused():
 def test_a_network_of_another_shape_is_refused(other, options, advice):
     with pytest.raises(shine.ShineError, match=advice):
         shine.denoise(noisy(12, 48, 48), model=other, fine_tune=True, steps=2, **options)
+
+
+def test_a_longer_window_begins_with_the_shipped_weights_and_ignores_what_is_further_away():
+    usual, longer = NetworkConfig(), NetworkConfig(frames=9, open_slots=(0, 1, 2, 3, 5, 6, 7, 8))
+    networks = []
+    for config in (usual, longer):
+        weights = shipped_weights(config)
+        assert weights is not None
+        networks.append(build(config))
+        networks[-1].load_state_dict(weights)
+    window = torch.randn(1, 9, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for shift in range(5):
+            short = networks[0](window[:, 2:7], [(3, 3), (1, 5)], max(0, shift - 2))
+            long = networks[1](window, [(3, 3), (1, 5)], shift)
+            torch.testing.assert_close(long, short, rtol=1e-5, atol=1e-5)
+
+
+def test_fine_tuning_takes_over_the_models_window():
+    weak = np.random.default_rng(0).poisson(scene(30, 32, 32, dose=0.05)).astype(np.uint8)
+    tuned = shine.denoise(weak, model=model(channels=16), fine_tune=True, steps=2)
+    assert tuned.model.config.frames == 5
+    fresh = shine.denoise(weak, steps=2)
+    assert fresh.model.config.frames == 9
 
 
 def test_a_window_as_wide_as_the_models_fits():

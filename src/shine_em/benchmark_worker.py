@@ -260,9 +260,10 @@ def score(clean: Movie, noisy: Movie, truth: Movie | None) -> dict[str, Any]:
         "scores": {"snr_neighbours": _plain(snr)}, "frames": list(range(1, len(clean)))
     }  # fmt: skip
     if clean.data is not noisy.data and min(clean.shape[1:]) >= 16:
+        from .planning import LONG_WINDOW
         from .residual import ResidualSpectra
 
-        spectra = ResidualSpectra((clean.shape[1], clean.shape[2]))
+        spectra = ResidualSpectra((clean.shape[1], clean.shape[2]), apart=LONG_WINDOW)
         for t in np.unique(np.linspace(0, len(clean) - 1, 24).astype(int)):
             frame = clean.frame(int(t))
             spectra.add(noisy.frame(int(t)) - frame, frame)

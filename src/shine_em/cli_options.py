@@ -65,7 +65,13 @@ HoleText = Annotated[
         "--hole", group=HOW, help="Blind spot, rows x columns, as `3x3` (default: measured)."
     ),
 ]
-WindowFrames = Annotated[int, Parameter("--window", group=HOW, help="Frames seen at a time, odd.")]
+WindowFrames = Annotated[
+    int | None,
+    Parameter(
+        "--window", group=HOW,
+        help="Frames seen at a time, odd (default: 5, or 9 where the noise buries the picture).",
+    ),
+]  # fmt: skip
 Ensemble = Annotated[
     bool,
     Parameter("--ensemble", group=HOW, help="Average over several sizes of the blind spot."),

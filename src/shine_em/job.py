@@ -34,7 +34,7 @@ from .reuse import applied, brightness_offset, misfit, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
 from .uncertainty import check_possible, error_history, uncertainty_warnings, with_errors
-from .warm_start import BEGINNING, ORIGIN, SHORT, beginning, fine_tuning_s, origin_of
+from .warm_start import BEGINNING, ORIGIN, SHORT, beginning, fine_tuning_s, origin_of, window_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
 
@@ -228,6 +228,8 @@ def run(
     keep_freed_memory()
     start, model = (model, None) if options.fine_tune else (None, model)
     clock = _Clock(started, None if model is not None else _budget(options, resume))
+    if start is not None and options.frames is None:
+        options = replace(options, frames=window_of(start.config))
     plan = prepare(movie, options, model=model or resume, progress=tell)
     if error_sink is not None:
         calibrated = model is not None and model.uncertainty is not None
@@ -246,7 +248,9 @@ def run(
         tile=options.tile,
     )  # fmt: skip
     error = verdict.student if denoiser.by_student and verdict else None
-    observer = Observer(movie, health=plan.health)
+    # Windows share no frame, nor frames whose noise is alike.
+    apart = model.config.frames + max(model.blinded_lags, default=0)
+    observer = Observer(movie, health=plan.health, apart=apart)
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
     restored = 0
     n = len(movie)

@@ -10,7 +10,7 @@ from .doctor import Health
 from .metrics import snr_from_correlation
 from .movie import Movie
 from .patches import Normalisation
-from .residual import ResidualSpectra
+from .residual import APART, ResidualSpectra
 
 __all__ = ["Observations", "Observer", "Spectrum"]
 
@@ -97,6 +97,8 @@ class Observer:
     health
         Its input check: bad pixels, which stay where they are and would pass for signal, do not
         count in the SNR of the raw frames, nor do spikes. None for a movie without any.
+    apart
+        How many frames apart two denoised frames share no noise (see `ResidualSpectra`).
 
     Examples
     --------
@@ -108,7 +110,9 @@ class Observer:
     array([0, 1, 2, 3])
     """
 
-    def __init__(self, movie: Movie, *, keep: int = 16, health: Health | None = None) -> None:
+    def __init__(
+        self, movie: Movie, *, keep: int = 16, health: Health | None = None, apart: int = APART
+    ) -> None:
         n, height, width = movie.shape
         self._normalisation = None if health is None else Normalisation.of(health)
         self._bad = None if health is None else np.asarray(health.bad_pixels, bool)
@@ -121,7 +125,9 @@ class Observer:
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self._middle = tuple(_middle(side) for side in (height, width))
         sides = tuple(s.stop - s.start for s in self._middle)
-        self._residual = ResidualSpectra((sides[0], sides[1])) if min(sides) >= 16 and n else None
+        self._residual = None
+        if min(sides) >= 16 and n:
+            self._residual = ResidualSpectra((sides[0], sides[1]), apart=apart)
         self._spectrum: Spectrum | None = None
         # Frames per point of the curves, so that memory does not grow with the movie.
         self._block = -(-n // POINTS)

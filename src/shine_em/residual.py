@@ -39,7 +39,7 @@ import numpy as np
 from .errors import ShineError
 from .movie import Movie
 
-__all__ = ["ResidualSpectra", "ResidualTest", "residual_structure", "with_error"]
+__all__ = ["APART", "ResidualSpectra", "ResidualTest", "residual_structure", "with_error"]
 
 LEFTOVER = 0.03  # slope from which a leftover is worth a word: 3 % of the contrast
 LOST = 0.1  # share of the picture's power that no denoised frame should lose, however noisy
@@ -119,8 +119,8 @@ class ResidualSpectra:
     shape
         ``(y, x)`` of the frames.
     apart
-        How many frames apart two frames must be for the second's denoised picture to hold none of
-        the first's noise: more than half the window.
+        How many frames apart two frames must be for their windows to share no frame: the whole
+        window. Else the noise that both denoised pictures hold passes for exaggerated contrast.
     """
 
     def __init__(self, shape: tuple[int, int], *, apart: int = APART) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .checkpoint import Model
@@ -28,6 +29,7 @@ __all__ = [
     "fine_tuning_s",
     "origin_of",
     "shipped_weights",
+    "window_of",
 ]
 
 # What a fine-tuned network needs of the training that one from nothing gets.
@@ -98,15 +100,36 @@ def shipped_weights(config: NetworkConfig) -> dict[str, Tensor] | None:
     Parameters
     ----------
     config
-        Of the network that is to be trained. The weights are the default's: lean, five frames,
-        all neighbours seen whole.
+        Of the network that is to be trained. The weights are those of a lean network that sees
+        five frames, all neighbours whole; in a longer window the frames further away begin with 0.
     """
     usual = NetworkConfig(paper_radius=config.paper_radius)  # which a lean network does not have
-    if config != usual:
+    seen = tuple(i for i in range(config.frames) if i != config.centre)
+    if config.frames < usual.frames or config != replace(
+        usual, frames=config.frames, open_slots=seen
+    ):
         return None
     from safetensors.torch import load
 
-    return load(resources.files(__package__).joinpath(_SHIPPED).read_bytes())
+    weights = load(resources.files(__package__).joinpath(_SHIPPED).read_bytes())
+    return _widened(weights, (config.frames - usual.frames) // 2)
+
+
+def _widened(weights: dict[str, Tensor], by: int) -> dict[str, Tensor]:
+    """Return the weights of a network that sees ``by`` more frames on either side and ignores them.
+
+    A stem's inputs are frames and, last, the mask. Its changes are stacked by the number of
+    neighbours out of place: the outermost come first, so that the old ones move back by ``by``.
+    """
+    out = dict(weights)
+    for stem in ("stem", "open.enter"):
+        for name in (f"{stem}.conv.weight", f"{stem}.changes"):
+            frames, mask = weights[name][:, :-1], weights[name][:, -1:]
+            none = torch.zeros_like(frames[:, :1]).expand(-1, by, -1, -1)
+            out[name] = torch.cat((none, frames, none, mask), dim=1)
+        unchanged = torch.zeros_like(out[f"{stem}.conv.weight"]).repeat(by, 1, 1, 1)
+        out[f"{stem}.changes"] = torch.cat((unchanged, out[f"{stem}.changes"]))
+    return out
 
 
 def origin_of(known: dict[str, str], steps: int | None) -> dict[str, str]:
@@ -130,6 +153,12 @@ def fine_tuning_s(seconds: float, options: Options) -> float:
     return seconds if options.time_budget is not None else FINE_TUNING_SHARE * seconds
 
 
+def window_of(config: NetworkConfig) -> int:
+    """Return the ``--window`` that led to a network, before frames were added for blinded ones."""
+    blinded = _blinded(config)
+    return config.frames - (2 * max(blinded) if blinded and config.open_slots else 0)
+
+
 def _movie_of(model: Model) -> str:
     """Return the name of the movie that a model was trained on, with the hash of its pixels."""
     known = model.provenance
@@ -150,10 +179,9 @@ def _misfit(old: NetworkConfig, new: NetworkConfig) -> str:
             f"blind {_spoken(now)}: train from scratch, without --model."
         )
     if old.frames != new.frames:
-        beyond = 2 * max(was) if was and old.open_slots else 0
         return (
             f"It sees {old.frames} frames at a time, here {new.frames} were wanted: give --window "
-            f"{old.frames - beyond}, or train from scratch, without --model."
+            f"{window_of(old)}, or train from scratch, without --model."
         )
     if old.kind == "paper" and old.paper_radius != new.paper_radius:
         edge = 2 * old.paper_radius + 1

@@ -72,7 +72,7 @@ def lean(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
-    frames: int = 5,
+    frames: int | None = None,
 ) -> Movie:
     """Denoise as ``shine denoise`` does; with a hole given, with this one alone.
 
@@ -82,8 +82,10 @@ def lean(
 
     Parameters
     ----------
-    movie, noise, hole, seed, device, progress, frames
+    movie, noise, hole, seed, device, progress
         See `paper`.
+    frames
+        Input frames, odd; None to choose by the strength of the noise.
     time_budget_s
         Wall time for training; None for 4 minutes.
 
@@ -103,7 +105,7 @@ def _options(
     seconds: float | None,
     seed: int,
     device: str,
-    frames: int,
+    frames: int | None,
 ) -> Options:
     """Return how to denoise: a given hole stands alone, the measured one in its ensemble."""
     return Options(

@@ -20,8 +20,10 @@ from ..doctor import check
 from ..errors import ShineError
 from ..movie import Movie
 from ..network import LeanNetwork, NetworkConfig
+from ..noise import noise_of
 from ..optimiser import optimisers
 from ..patches import Normalisation, Timeline
+from ..planning import window_frames
 from ..training import PRESETS
 from .fitting import Fitted, PlateauPace, Sample, fit
 
@@ -85,7 +87,7 @@ def supervised(
     *,
     time_limit_s: float | None = None,
     step_limit: int | None = None,
-    frames: int = 5,
+    frames: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
@@ -105,7 +107,7 @@ def supervised(
     step_limit
         Most training steps, for exact repeats; None for as many as the plateau takes.
     frames
-        Input frames, odd.
+        Input frames, odd; None for as many as the lean network would get (`window_frames`).
     seed, device, progress
         See `shine_em.baselines.Method.run`.
 
@@ -122,6 +124,7 @@ def supervised(
     where = pick_device(device)
     precision = pick_precision(where)
     health = check(movie)
+    frames = frames or window_frames(movie, health, noise_of(movie, health))
     normalisation = Normalisation.of(health)
     timeline = Timeline(len(movie), health)
     train, validation, test = split_frames(timeline.targets())
