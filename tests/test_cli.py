@@ -384,6 +384,32 @@ def test_a_zarr_store_is_named_like_a_file(movie: Path, untrained: Path) -> None
     assert shine.read(movie.parent / "o.zarr").shape == (3, 48, 40)
 
 
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("plate.zarr/0", "plate.zarr"),
+        ("plate.zarr", "plate.zarr/0"),
+        ("plate.zarr", "plate.zarr/b.tif"),
+        ("frames_in", "frames_in/f_1.tif"),
+        ("frames_in/*.tif", "frames_in/f_1.tif"),
+    ],
+)
+def test_a_movie_of_several_files_is_not_replaced_either(
+    tmp_path: Path, untrained: Path, source: str, output: str
+) -> None:
+    shine.write(shine.Movie.from_array(noisy(3, 24, 24)), tmp_path / "plate.zarr")
+    (tmp_path / "frames_in").mkdir()
+    for t, frame in enumerate(noisy(3, 24, 24)):
+        shine.write(shine.Movie.from_array(frame), tmp_path / "frames_in" / f"f_{t}.tif")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    done = shine_command(
+        "denoise", source, "--model", untrained, "--no-report", "--overwrite", "-o", output,
+        folder=tmp_path,
+    )  # fmt: skip
+    refused(done, output, "the movie itself")
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".mrc", ".zarr", ".npy", ".hspy"])
 def test_the_suffix_chooses_the_format(movie: Path, untrained: Path, suffix: str) -> None:
     done = shine_command(

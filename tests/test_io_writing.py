@@ -246,6 +246,17 @@ def test_existing_file_is_kept_unless_told(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ALL)
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / f"a{suffix}"
+    folder.mkdir()
+    (folder / "years of work.txt").write_text("mine")
+    with pytest.raises(ShineError, match="a folder has this name"):
+        write(movie(), folder, overwrite=True)
+    assert leftovers(folder) == ["years of work.txt"]
+    assert leftovers(tmp_path) == [folder.name]
+
+
+@pytest.mark.parametrize("suffix", ALL)
 def test_a_movie_may_be_written_over_itself(tmp_path: Path, suffix: str) -> None:
     original = movie()
     path = write(original, tmp_path / f"a{suffix}")

@@ -15,7 +15,9 @@ import numpy as np
 from .checkpoint import Model, input_hash, versions
 from .errors import ShineError
 from .events import Event
-from .io import describe, open_writer, read
+from .io import READABLE, describe, open_writer, read
+from .io.arrays import is_zarr
+from .io.folder import is_pattern, matching_files
 from .job import Interrupted, Result, history, run
 from .movie import Movie
 from .planning import Options
@@ -196,9 +198,22 @@ def make_folder(path: Path) -> None:
 def _keep_input(movie: Movie, outputs: Outputs) -> None:
     """Refuse to write a result over the movie that it is made from, even where asked."""
     source = movie.source
+    if source is None:
+        return
+    kept = [source, *source.resolve().parents]  # a store is replaced with every array in it
+    if is_pattern(source) or (source.is_dir() and not is_zarr(source)):
+        kept += matching_files(source, READABLE)
     for path in outputs.all():
-        if source is not None and source.exists() and path.exists() and path.samefile(source):
-            raise ShineError(f"{path} is the movie itself: give the result another name with -o.")
+        inside = is_zarr(source) and any(_same(above, source) for above in path.resolve().parents)
+        if inside or any(_same(path, one) for one in kept):
+            raise ShineError(
+                f"{path} is part of the movie itself, or holds it: give the result another name "
+                "with -o."
+            )
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _is_folder(path: Path) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import ShineError
 from ..movie import Movie
+from .arrays import is_zarr
 from .formats import SINKS
 from .raw import human_size
 
@@ -223,6 +224,11 @@ class MovieWriter:
         if os.path.lexists(self.path) and not self._overwrite:
             raise ShineError(
                 f"{self.path}: exists already. Choose another name, or --overwrite to replace it."
+            )
+        folder = self.path.is_dir() and not self.path.is_symlink()
+        if folder and not (self.path.suffix.lower() == ".zarr" and is_zarr(self.path)):
+            raise ShineError(
+                f"{self.path}: a folder has this name, and is not replaced. Choose another name."
             )
 
     def _require_space(self) -> None:
