@@ -84,7 +84,7 @@ def test_aperture_beyond_the_grid_is_refused():
 @pytest.mark.parametrize(
     ("changes", "name"),
     [({"voltage_kV": -1}, "voltage_kV"), ({"aperture_mrad": 0}, "aperture_mrad"),
-     ({"c3_mm": float("nan")}, "c3_mm"), ({"focal_spread_nm": -1}, "focal_spread_nm")],
+     ({"c3_mm": float("nan")}, "c3_mm"), ({"aperture_mrad": -1}, "aperture_mrad")],
 )  # fmt: skip
 def test_impossible_optics_are_named(changes, name):
     with pytest.raises(ShineError, match=name):

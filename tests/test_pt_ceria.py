@@ -16,6 +16,7 @@ from shine_em.simulate.pt_ceria_model import (
     pt_particle,
 )
 
+SMALL = {"diameter_nm": 2.0, "thickness_nm": 2.3}
 QUICK = {"frames": 3, "size": 96, "diameter_nm": 2.0, "thickness_nm": 2.3, "workers": 1}
 
 
@@ -191,6 +192,7 @@ def test_noise_is_homogeneous_over_sub_regions():
         ({"camera": "film"}, "camera"),
         ({"diameter_nm": float("nan")}, "diameter_nm"),
         ({"frames": 0}, "frames"),
+        ({"frames": 9, "drift_step_nm": 0.8, **SMALL}, "drift_step_nm"),
     ],
 )
 def test_impossible_parameters_are_named(wrong, named):

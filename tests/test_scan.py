@@ -149,6 +149,7 @@ def test_pixel_of_inverts_visited(height, width, drift, start, lead):
         (lambda: Scan(drift_nm_per_s=(np.nan, 0)), "drift_nm_per_s"),
         (lambda: StemDetector(conversion=-1), "conversion"),
         (lambda: StemDetector(response_time_s=np.inf), "response_time_s"),
+        (lambda: StemDetector(response_time_s=3).lead(5e-6), "response_time_s=3 is 6e[+]05 times"),
         (
             lambda: pixel_of(Scan(drift_nm_per_s=(9.0, 0)), np.zeros(2), (512, 512)),
             "drift_nm_per_s",

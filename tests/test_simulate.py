@@ -230,6 +230,7 @@ def test_parameters_repeat_the_simulation() -> None:
         ({"frames": 2.5}, "frames"),
         ({"size": (3, 4, 5)}, "size"),
         ({"amorphous_contrast": -1.0}, "amorphous_contrast"),
+        ({"amorphous_contrast": 1e6}, "amorphous_contrast=1000000.0 saturates"),
         ({"amorphous_grain_nm": float("nan")}, "amorphous_grain_nm"),
     ],
 )

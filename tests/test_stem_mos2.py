@@ -203,10 +203,15 @@ def test_the_seed_decides_and_resuming_changes_nothing(tmp_path):
         ({"hop_probability": 1.5}, "hop_probability"),
         ({"pt_per_nm2": 40}, "pt_per_nm2"),
         ({"conversion": 1e5}, "conversion"),
-        ({"pixel_size_nm": 0.2}, "pixel_size_nm"),
+        ({"pixel_size_nm": 0.2}, "pixel_size_nm.* up to 0.08 nm"),
+        ({"pixel_size_nm": 0.06, "probe_mrad": 30.0}, "pixel_size_nm.* up to 0.05 nm"),
         ({"drift_nm_per_s": (50.0, 0)}, "drift_nm_per_s"),
+        ({"settling_nm": 9.0}, "settling_nm"),
+        ({"response_time_s": 3}, "response_time_s"),
     ],
 )
-def test_impossible_parameters_are_named(wrong, named):
+def test_impossible_parameters_are_named_before_any_frame(wrong, named):
+    seen = []
     with pytest.raises(ShineError, match=named):
-        stem_mos2(**{"frames": 1, "size": 48, **wrong})
+        stem_mos2(**{"frames": 1, "size": 48, "progress": lambda *done: seen.append(done), **wrong})
+    assert seen == []

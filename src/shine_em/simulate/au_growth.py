@@ -190,12 +190,21 @@ def au_growth(
     border = len(point_spread) - 1
     attenuation = np.exp(-liquid_nm / water_mfp_nm - 2 * window_nm / window_mfp_nm)
     background = dose_e_per_A2 * (10 * pixel_size_nm) ** 2 * attenuation
-    brightest = conversion * (background + 8 * np.sqrt(background / dqe))
-    if brightest > np.iinfo(np.uint16).max:
-        raise ShineError(
-            f"dose_e_per_A2={dose_e_per_A2} saturates the 16-bit camera: the empty part of the "
-            f"cell would give {conversion * background:.0f} counts. Lower the dose or conversion."
-        )
+    # Standard deviation of the optical depth per square root of the thickness in nm.
+    window_grit, water_grit = (
+        amorphous_contrast / (mfp * pixel_size_nm * math.sqrt(density))
+        for mfp, density in ((window_mfp_nm, _SIN_ATOMS), (water_mfp_nm, _WATER_MOLECULES))
+    )
+    texture = math.hypot(window_grit * math.sqrt(2 * window_nm), water_grit * math.sqrt(liquid_nm))
+    for name, brightest in (
+        (f"dose_e_per_A2={dose_e_per_A2}", background),
+        (f"amorphous_contrast={amorphous_contrast}", background * np.exp(min(5 * texture, 20.0))),
+    ):
+        if conversion * (brightest + 8 * np.sqrt(brightest / dqe)) > np.iinfo(np.uint16).max:
+            raise ShineError(
+                f"{name} saturates the 16-bit camera: the empty part of the cell would give "
+                f"{conversion * brightest:.0f} counts. Lower it, the dose or the conversion."
+            )
 
     motion_seed, *noise_seeds = np.random.SeedSequence(seed).spawn(frames + 1)
     rng = np.random.default_rng(motion_seed)
@@ -209,11 +218,6 @@ def au_growth(
     grain = amorphous_grain_nm / pixel_size_nm
     texture_seeds = np.random.SeedSequence([seed, 1]).spawn(frames + 1)
     windows = _texture(texture_seeds[0], whole, grain) if amorphous_contrast > 0 else None
-    # Standard deviation of the optical depth per square root of the thickness in nm.
-    window_grit, water_grit = (
-        amorphous_contrast / (mfp * pixel_size_nm * math.sqrt(density))
-        for mfp, density in ((window_mfp_nm, _SIN_ATOMS), (water_mfp_nm, _WATER_MOLECULES))
-    )
 
     def simulate(t: int) -> dict[str, np.ndarray]:
         gold = gold_thickness(

@@ -43,6 +43,8 @@ __all__ = ["Optics", "electrons", "image", "simulation_packages"]
 class Optics:
     """The microscope of a high-resolution TEM image. Defaults: the paper's, in focus.
 
+    The illumination is coherent in space and time: the paper names no incoherence.
+
     Attributes
     ----------
     voltage_kV
@@ -55,10 +57,6 @@ class Optics:
         exit plane are overfocused further by their own height. Negative values are underfocus.
     aperture_mrad
         Half angle of the objective aperture.
-    focal_spread_nm
-        Standard deviation of the focus over the exposure (temporal coherence); 0 as in the paper.
-    convergence_mrad
-        Angular spread of the illumination (spatial coherence); 0 as in the paper.
 
     Raises
     ------
@@ -71,14 +69,11 @@ class Optics:
     c5_mm: float = 3.0
     overfocus_nm: float = 0.0
     aperture_mrad: float = 30.0
-    focal_spread_nm: float = 0.0
-    convergence_mrad: float = 0.0
 
     def __post_init__(self) -> None:
         check_numbers(
             vars(self),
             positive=("voltage_kV", "aperture_mrad"),
-            not_negative=("focal_spread_nm", "convergence_mrad"),
             finite=("c3_mm", "c5_mm", "overfocus_nm"),
         )
 
@@ -166,8 +161,6 @@ def image(
         defocus=-10 * optics.overfocus_nm,
         Cs=1e7 * optics.c3_mm,
         C50=1e7 * optics.c5_mm,
-        focal_spread=10 * optics.focal_spread_nm,
-        angular_spread=optics.convergence_mrad,
     )
     wave_behind_lens = np.asarray(exit_wave.apply_ctf(transfer).array)
     # abTEM's first axis is x.

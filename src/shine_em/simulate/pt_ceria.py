@@ -175,7 +175,14 @@ def pt_ceria(
     walk = np.cumsum(rng.normal(scale=particle_step_nm, size=frames))
     width = np.ptp(particle.positions_nm[:, 1])
     room = (shape[1] * pixel_size_nm - width) / 2 - np.abs(drift[:, 1]).max()
-    shift = _reflected(walk - walk[0], max(0.8 * room, 0.0))
+    highest = particle.positions_nm[:, 0].min() + drift[:, 0].min()
+    above, below = (part * shape[0] * pixel_size_nm for part in (_SURFACE_AT, 1 - _SURFACE_AT))
+    if room <= 0 or highest < -above or drift[:, 0].max() > below:
+        raise ShineError(
+            f"drift_step_nm={drift_step_nm} carries the particle or the support out of the frame. "
+            "Choose smaller steps, fewer frames or a larger size."
+        )
+    shift = _reflected(walk - walk[0], 0.8 * room)
 
     edge = recorder.border
     seen = shape[0] + 2 * edge, shape[1] + 2 * edge
@@ -430,8 +437,6 @@ def _layers(thickness_nm: float) -> int:
 
 def _reflected(walk: np.ndarray, reach: float) -> np.ndarray:
     """Fold a walk about 0 into the range from -reach to reach, whose ends reflect."""
-    if reach <= 0:
-        return np.zeros_like(walk)
     return reach - np.abs((walk + reach) % (4 * reach) - 2 * reach)
 
 

@@ -21,6 +21,8 @@ __all__ = [
 
 # Electrons that are drawn one by one at a time: bounds the memory of a frame with many of them.
 _EVENTS = 2_000_000
+# Response time over dwell time: beyond, a line's picture is drawn out over hundreds of pixels.
+_SLOWEST = 100
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ class Scan:
         """Time from the beginning of a line of ``width`` pixels to that of the next."""
         return width * self.dwell_time_s + self.flyback_s
 
+    def check_motion(self, width: int) -> None:
+        """See that no place appears twice in lines of ``width`` pixels.
+
+        Raises
+        ------
+        ShineError
+            If the specimen drifts or the probe settles that fast.
+        """
+        fastest = np.abs(self.drift_nm_per_s).max() * (self.line_time_s(width) + self.dwell_time_s)
+        fastest += self.settling_nm * self.dwell_time_s / self.settling_s
+        if fastest > self.pixel_size_nm / 2:
+            raise ShineError(
+                f"drift_nm_per_s={self.drift_nm_per_s} and settling_nm={self.settling_nm} move the "
+                f"probe by {fastest:.3g} nm per line, beyond half a pixel. Lower one of them."
+            )
+
     def frame_time_s(self, shape: tuple[int, int]) -> float:
         """Time from the beginning of a frame of ``(y, x)`` pixels to that of the next."""
         return shape[0] * self.line_time_s(shape[1]) + self.frame_flyback_s
@@ -127,7 +145,19 @@ class StemDetector:
         )
 
     def lead(self, dwell_time_s: float) -> int:
-        """Pixels to record before a line's first, until the signal of earlier ones is settled."""
+        """Pixels to record before a line's first, until the signal of earlier ones is settled.
+
+        Raises
+        ------
+        ShineError
+            If the response is so slow that nothing of a picture would be left.
+        """
+        if self.response_time_s > _SLOWEST * dwell_time_s:
+            raise ShineError(
+                f"response_time_s={self.response_time_s:g} is "
+                f"{self.response_time_s / dwell_time_s:.3g} times the dwell time, both in seconds: "
+                f"choose up to {_SLOWEST} times dwell_time_s={dwell_time_s:g}."
+            )
         return math.ceil(8 * self.response_time_s / dwell_time_s)
 
 
@@ -215,13 +245,7 @@ def pixel_of(
     places = np.asarray(specimen_nm, np.float64)
     drift = np.asarray(scan.drift_nm_per_s)
     line = scan.line_time_s(shape[1])
-    fastest = np.abs(drift).max() * (line + scan.dwell_time_s)
-    fastest += scan.settling_nm * scan.dwell_time_s / scan.settling_s
-    if fastest > scan.pixel_size_nm / 2:
-        raise ShineError(
-            f"drift_nm_per_s={scan.drift_nm_per_s} and settling_nm={scan.settling_nm} move the "
-            f"probe by {fastest:.3g} nm per line, beyond half a pixel. Lower one of them."
-        )
+    scan.check_motion(shape[1])
     pixels = places / scan.pixel_size_nm
     for _ in range(60):
         row, column = pixels[..., 0], pixels[..., 1]

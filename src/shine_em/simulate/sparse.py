@@ -254,7 +254,7 @@ def _check(p: dict[str, Any]) -> None:
             f"largest_diameter_nm: a particle of {p['largest_diameter_nm']} nm does not fit into "
             f"the field of {field:.1f} nm. Choose smaller particles or a larger size."
         )
-    if p["lattice_nm"] / math.sqrt(8) <= 2 * p["pixel_size_nm"] / math.sqrt(2):
+    if p["lattice_nm"] <= 4 * p["pixel_size_nm"]:
         raise ShineError(
             f"pixel_size_nm={p['pixel_size_nm']} is too coarse: the (200) fringes of "
             f"{p['lattice_nm'] / 2:.4f} nm need pixels of less than half that width."

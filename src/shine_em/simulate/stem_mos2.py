@@ -14,6 +14,7 @@ from ..errors import ShineError
 from ..movie import Movie
 from .frames import run_frames
 from .haadf import REACH_NM, THERMAL_NM, atom_profile, scattered_fraction
+from .multislice import Optics
 from .scan import Scan, StemDetector, pixel_of, record_scan, response_correlation, visited
 from .scene import Scene, check_numbers, check_plan, simulated_movie
 
@@ -198,6 +199,9 @@ def stem_mos2(
         settling_nm=settling_nm,
         settling_s=settling_s,
     )
+    # Interpolation needs one more pixel at the lower and right edges.
+    recorded = (shape[0] + 1, shape[1] + 1) if drift_correction else shape
+    scan.check_motion(recorded[1])
     detector = StemDetector(
         conversion=conversion,
         pulse_spread=pulse_spread,
@@ -205,6 +209,7 @@ def stem_mos2(
         black_level=black_level,
         read_noise=read_noise,
     )
+    lead = detector.lead(dwell_time_s)
     profiles = {
         element: atom_profile(
             element,
@@ -223,8 +228,6 @@ def stem_mos2(
             f"{brightest:.0f} electrons per pixel. Lower conversion, beam current or dwell time."
         )
     movement_seed, *frame_seeds = np.random.SeedSequence(seed).spawn(frames + 1)
-    # Interpolation needs one more pixel at the lower and right edges.
-    recorded = (shape[0] + 1, shape[1] + 1) if drift_correction else shape
     starts = np.arange(frames) * scan.frame_time_s(recorded)
     moved_px = starts[:, None] * np.asarray(drift_nm_per_s) / pixel_size_nm
     steered_px = np.floor(moved_px) if drift_correction else np.zeros_like(moved_px)
@@ -237,6 +240,7 @@ def stem_mos2(
     series = _Series(
         scan=scan,
         detector=detector,
+        lead=lead,
         shape=recorded,
         starts=starts,
         steered_nm=steered_px * pixel_size_nm,
@@ -291,6 +295,7 @@ class _Series:
 
     scan: Scan
     detector: StemDetector
+    lead: int
     shape: tuple[int, int]
     starts: np.ndarray
     steered_nm: np.ndarray
@@ -305,8 +310,7 @@ class _Series:
     def record(self, t: int) -> dict[str, np.ndarray]:
         """Return the noisy and the expected counts of frame ``t``, ``(y, x)`` each."""
         rng = np.random.default_rng(self.seeds[t])
-        lead = self.detector.lead(self.scan.dwell_time_s)
-        places = visited(self.scan, self.shape, start_s=self.starts[t], lead=lead, rng=rng)
+        places = visited(self.scan, self.shape, start_s=self.starts[t], lead=self.lead, rng=rng)
         places += self.steered_nm[t]
         # S stands for two atoms above each other, which scatter incoherently: twice one.
         kinds = (("Mo", 1, self.mo), ("S", 2, self.sulphur), ("Pt", 1, self.pt[t]))
@@ -323,7 +327,7 @@ class _Series:
             rng,
             detector=self.detector,
             dwell_time_s=self.scan.dwell_time_s,
-            lead=lead,
+            lead=self.lead,
         )
         counts = np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max)
         if self.shift_px is None:
@@ -414,7 +418,6 @@ def _coordinates(
     series: _Series, shape: tuple[int, int], pt_site: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the atoms' places, without those that never come into the frame."""
-    lead = series.detector.lead(series.scan.dwell_time_s)
 
     def seen(t: int, places: np.ndarray) -> np.ndarray:
         pixels = pixel_of(
@@ -422,7 +425,7 @@ def _coordinates(
             places - series.steered_nm[t],
             series.shape,
             start_s=series.starts[t],
-            lead=lead,
+            lead=series.lead,
         )
         return pixels if series.shift_px is None else pixels - series.shift_px[t]
 
@@ -463,9 +466,10 @@ def _check(p: dict[str, Any]) -> None:
         raise ShineError(
             f"pt_per_nm2={p['pt_per_nm2']} is no film of single atoms any more: choose up to 3."
         )
-    smallest = 0.61 * 1.226e-9 / math.sqrt(p["energy_kV"] * 1e3) / (p["probe_mrad"] * 1e-3) * 1e9
-    if p["pixel_size_nm"] > max(smallest, 0.05):
+    resolved = 0.061 * Optics(voltage_kV=p["energy_kV"]).wavelength_A / (1e-3 * p["probe_mrad"])
+    coarsest = max(resolved, 0.05)
+    if p["pixel_size_nm"] > coarsest:
         raise ShineError(
             f"pixel_size_nm={p['pixel_size_nm']} is too coarse for the probe: atoms would fall "
-            "between the pixels. Choose up to 0.05 nm."
+            f"between the pixels. Choose up to {math.floor(1e3 * coarsest) / 1e3:g} nm."
         )
