@@ -88,8 +88,8 @@ def test_loss_counts_hidden_pixels_only() -> None:
     torch.testing.assert_close(masked_loss(predicted.detach(), target, mask), expected)
 
 
-def test_network_is_csbdeeps() -> None:
-    """Weights per layer as CSBDeep's two-level U-Net of 32 features has them."""
+def test_network_is_that_of_the_example_notebooks() -> None:
+    """Weights per layer as in n2v's two-level U-Net of 32 features with 3×3 kernels."""
     widths = [
         (1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 64), (128, 64), (64, 32),
         (64, 32), (32, 32),

@@ -1,7 +1,10 @@
 """Noise2Void and structN2V: a U-Net that learns to predict pixels hidden in single frames.
 
-Our own implementation of the recipe that the paper used for its rival: CSBDeep's U-Net and learning
-rate, 64×64 patches, batches of 128. The movie's frames are separate images to it.
+Our own implementation of the recipe that the paper used for its rival. It is that of the example
+notebooks of the package n2v: 3×3 kernels, squared error, batches of 128 patches, 0.198 % of the
+pixels hidden; the package's own defaults are 5×5, absolute error, 16 and 1.5 %. The rest are these
+defaults: a two-level U-Net of 32 features, 64×64 patches, the learning rate and how it falls. The
+movie's frames are separate images to it.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ def n2v(
     0.198 % of a patch's pixels are hidden behind values of their 11×11 neighbourhood (their own
     among them) and are to be predicted. Without a time budget, training takes 100 passes over the
     patches in their 8 orientations; with one, as many steps as fit, in batches small enough for
-    500 of them or of 8 patches at least. Unlike CSBDeep's, the statistics of the batch
+    500 of them or of 8 patches at least. Unlike in n2v, the statistics of the batch
     normalisation are measured afresh for the weights that are used, because the running ones lag
     behind in short runs.
 
@@ -107,7 +110,7 @@ def structn2v(
 
 
 class UNet(nn.Module):
-    """CSBDeep's two-level U-Net for one channel: 32, 64 and 128 features, 3×3 kernels.
+    """The two-level U-Net of n2v's example notebooks: 32, 64 and 128 features, 3×3 kernels.
 
     Each convolution is followed by batch normalisation and ReLU; 2×2 maximum on the way down,
     nearest neighbour on the way up, a linear 1×1 at the end.
