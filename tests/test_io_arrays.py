@@ -67,6 +67,14 @@ def test_npy_truncated_or_fake(tmp_path: Path) -> None:
         read(path)
 
 
+def test_npy_with_a_damaged_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, stack())
+    path.write_bytes(path.read_bytes().replace(b"}", b" "))
+    with pytest.raises(ShineError, match=r"a\.npy: not a \.npy file, or a damaged one"):
+        read(path)
+
+
 def test_npy_absurd_shape(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     with path.open("wb") as file:
@@ -137,6 +145,68 @@ def test_ome_zarr_of_five_axes_with_one_movie_in_it(tmp_path: Path) -> None:
     movie = read(path, signal="1")
     np.testing.assert_array_equal(movie.data[:], data[:, 1, 0])
     assert movie.frame_time_s == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_store_of_bioformats2raw(tmp_path: Path, version: str) -> None:
+    first, second, path = stack(), stack("f4"), tmp_path / "a.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
+    layout = {"bioformats2raw.layout": 3}
+    root.attrs.update(layout if version == "0.4" else {"ome": {"version": "0.5", **layout}})
+    root.create_group("OME")
+    ome(path / "0", version, [T, Y, X], [40.0, 0.5, 0.25], first)
+    movie = read(path)
+    np.testing.assert_array_equal(movie.data[:], first)
+    assert movie.pixel_size_nm == pytest.approx(0.025)
+    assert movie.name == "a"
+    ome(path / "1", version, [T, Y, X], [40.0, 0.5, 0.25], second)
+    with pytest.raises(ShineError, match=r"several images.*--signal: 0, 1"):
+        read(path)
+    np.testing.assert_array_equal(read(path, signal=1).data[:], second)
+    with pytest.raises(ShineError, match="no image 7; it holds 0, 1"):
+        read(path, signal="7")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.clear(),
+        lambda image: image[0].update(datasets=[]),
+        lambda image: image[0]["datasets"][0].pop("path"),
+        lambda image: image[0].update(axes=[T, T, T, Y, X]),
+        lambda image: image[0]["datasets"][0]["coordinateTransformations"][0].update(scale=[1.0]),
+        lambda image: image[0]["datasets"][0].update(
+            coordinateTransformations=[{"type": "scale", "path": "0/scale"}]
+        ),
+    ],
+)
+def test_damaged_ome_metadata_are_told(tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "a.zarr"
+    ome(path, "0.5", [T, Y, X], [40.0, 0.5, 0.25], stack())
+    group = zarr.open_group(path)
+    found = group.attrs["ome"]
+    change(found["multiscales"])
+    group.attrs["ome"] = found
+    with pytest.raises(ShineError, match=r"a\.zarr: its metadata are damaged"):
+        read(path)
+
+
+def test_an_attribute_that_only_shares_our_name(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.zarr", stack()
+    ome(path, "0.5", [T, Y, X], [40.0, 0.5, 0.25], data)
+    zarr.open_group(path).attrs["shine_em"] = "a note"
+    np.testing.assert_array_equal(read(path).data[:], data)
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=stack("f4"), chunks=(1, 7, 9))
+    (chunk,) = path.glob("c/3/0/0")
+    chunk.write_bytes(b"nothing that Zstandard knows")
+    movie = read(path)
+    assert movie.frame(2).shape == (7, 9)
+    with pytest.raises(ShineError, match=r"a\.zarr: frame 3 cannot be read"):
+        movie.frame(3)
 
 
 def test_zarr_group_of_several_arrays(tmp_path: Path) -> None:

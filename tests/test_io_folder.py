@@ -63,6 +63,12 @@ def test_frames_in_the_folder_itself_win_over_those_below(tmp_path: Path) -> Non
     assert values(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".tif", "a" * 300 + "*.tif"])
+def test_a_name_too_long_for_the_disk(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ShineError, match="cannot be opened"):
+        read(tmp_path / name)
+
+
 def test_pattern(tmp_path: Path) -> None:
     for i in (1, 2, 11):
         tifffile.imwrite(tmp_path / f"a{i}.tif", frame(i))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ def read_npy(path: Path) -> Movie:
                 read = np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             offset = file.tell()
-    except ValueError as error:
-        raise ShineError(f"{path}: not a .npy file ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # a damaged header makes Python's own parser fail in many ways
+        raise ShineError(f"{path}: not a .npy file, or a damaged one ({_reason(error)}).") from None
     if dtype.hasobject:
         raise ShineError(
             f"{path}: holds Python objects, which are not loaded because they may run code. Save a "
@@ -100,12 +102,33 @@ def read_zarr(path: Path, *, signal: str | int | None = None) -> Movie:
         node = zarr.open(path, mode="r")
     except Exception as error:
         raise ShineError(f"{path}: not a readable zarr store ({error}).") from None
+    try:
+        return _movie(path, node, signal)
+    except (ShineError, MemoryError):
+        raise
+    except Exception as error:
+        raise ShineError(
+            f"{path}: its metadata are damaged or of an unknown kind ({_reason(error)})."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def _movie(path: Path, node: Any, signal: str | int | None) -> Movie:
+    import zarr
+
     attributes: dict[str, Any] = dict(node.attrs)
     ome = attributes.get("ome", attributes)
     metadata: dict[str, Any] = {"format": "zarr", **plain(attributes)}
-    kept = attributes.get("shine_em", {})
+    kept = attributes.get("shine_em")
+    kept = kept if isinstance(kept, Mapping) else {}
+    letters, scales, offsets, units = None, None, None, None
     if isinstance(node, zarr.Array):
-        data, letters, scales, offsets, units = node, None, None, None, None
+        data = node
+    elif "bioformats2raw.layout" in ome:
+        return _one_of_several(path, node, signal)
     elif "multiscales" in ome:
         metadata["format"] = "OME-Zarr"
         image = ome["multiscales"][0]
@@ -114,7 +137,6 @@ def read_zarr(path: Path, *, signal: str | int | None = None) -> Movie:
         letters, scales, offsets, units = _ome_axes(image, level, data.ndim)
     else:
         data, signal = _choose_array(path, node, signal), None
-        letters, scales, offsets, units = None, None, None, None
     _require_real(path, np.dtype(data.dtype))
     if letters is None:
         if data.ndim not in (2, 3):
@@ -126,9 +148,11 @@ def read_zarr(path: Path, *, signal: str | int | None = None) -> Movie:
         for slot, i in enumerate((layout.time_axis, len(letters) - 2, len(letters) - 1)):
             if i is not None and not (slot == 0 and letters[i] != "T"):
                 axes[slot] = axis("tyx"[slot], units[i], scales[i], offsets[i])
-    history = (*kept.get("history", ()), *([layout.note] if layout.note else []))
+    history = tuple(kept.get("history", ()))
+    if layout.note and layout.note not in history:
+        history = (*history, layout.note)
     return Movie(
-        array_frames(data, layout, depth_of=data.chunks),
+        array_frames(path, data, layout, depth_of=data.chunks),
         axes=(axes[0], axes[1], axes[2]),
         dose_e_per_A2=kept.get("dose_e_per_A2"),
         intensity_unit=kept.get("intensity_unit"),
@@ -136,6 +160,26 @@ def read_zarr(path: Path, *, signal: str | int | None = None) -> Movie:
         source=path,
         metadata=metadata,
         history=history,
+    )
+
+
+def _one_of_several(path: Path, group: Any, signal: str | int | None) -> Movie:
+    """Read an image of a store that bioformats2raw made: each is a group of its own."""
+    images = {
+        name: image
+        for name, image in sorted(group.groups())
+        if "multiscales" in image.attrs.get("ome", image.attrs)
+    }
+    if len(images) == 1:
+        return _movie(path, next(iter(images.values())), signal)
+    listing = ", ".join(images) or "none"
+    if str(signal) in images:
+        movie = _movie(path, images[str(signal)], None)
+        return replace(movie, history=(*movie.history, f"read image {signal} of {listing}"))
+    raise ShineError(
+        f"{path}: holds several images; choose with --signal: {listing}."
+        if signal is None and images
+        else f"{path}: there is no image {signal or ''}; it holds {listing}."
     )
 
 
@@ -185,7 +229,7 @@ def _ome_axes(
 
 
 def array_frames(
-    data: Any, layout: Layout, *, depth_of: tuple[int, ...] | None = None
+    path: Path, data: Any, layout: Layout, *, depth_of: tuple[int, ...] | None = None
 ) -> LazyFrames:
     """Return the frames of anything that slices like an array (zarr, HDF5, dask).
 
@@ -194,6 +238,8 @@ def array_frames(
 
     Parameters
     ----------
+    path
+        The file, for messages.
     data
         The n-dimensional array.
     layout
@@ -213,20 +259,25 @@ def array_frames(
     lock = threading.Lock()
     held: dict[int, np.ndarray] = {}
 
-    def read(index: tuple[Any, ...]) -> np.ndarray:
-        return np.asarray(data[index]).astype(native, copy=False)
+    def read(i: int, index: tuple[Any, ...]) -> np.ndarray:
+        try:
+            return np.asarray(data[index]).astype(native, copy=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # each library and each compression has errors of its own
+            raise ShineError(f"{path}: frame {i} cannot be read ({_reason(error)}).") from None
 
     def read_frame(i: int) -> np.ndarray:
         index = layout.index(i)
         if depth == 1 or layout.time_axis is None:
-            return read(index)
+            return read(i, index)
         block, inside = divmod(i, depth)
         with lock:
             if block not in held:
                 where: list[Any] = list(index)
                 where[layout.time_axis] = slice(block * depth, (block + 1) * depth)
                 held.clear()
-                held[block] = read(tuple(where))
+                held[block] = read(i, tuple(where))
             return held[block][inside].copy()
 
     return LazyFrames(read_frame, shape, native)

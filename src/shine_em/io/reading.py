@@ -46,6 +46,10 @@ def read(path: str | Path, *, signal: str | int | None = None, signed: bool | No
         real grey values; the message says what it holds and what to do.
     """
     path = Path(path).expanduser()
+    try:
+        path.exists()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise ShineError(f"{path}: cannot be opened ({error.strerror}).") from None
 
     def read_one(file: Path) -> Movie:
         return _read_file(file, signal, signed)

@@ -152,6 +152,7 @@ def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
     elif t.unit is not None and t.unit not in TIMES:
         notes.append(f"the frames are steps of {t.name or 'an axis'} in {t.unit}, not of time")
     dose = own.get("dose_e_per_A2")
+    history = str(own.get("history", "")).splitlines()
     return Movie(
         _frames(path, data, order, original),
         axes=(replace(t, name="t"), replace(y, name="y"), replace(x, name="x")),
@@ -165,7 +166,7 @@ def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
             **plain(found["metadata"]),
             "original": plain(original),
         },
-        history=(*str(own.get("history", "")).splitlines(), *notes),
+        history=(*history, *(note for note in notes if note not in history)),
     )
 
 
@@ -239,9 +240,9 @@ def _frames(
         dataset, axes_of = stored
         in_file = tuple(axes_of[i] for i in order)
         depth = tuple(dataset.chunks[i] for i in in_file) if dataset.chunks else None
-        return array_frames(_Reordered(dataset, in_file), layout, depth_of=depth)
+        return array_frames(path, _Reordered(dataset, in_file), layout, depth_of=depth)
     chunks = tuple(data.chunksize[i] for i in order)
-    return array_frames(_Reordered(data, order), layout, depth_of=chunks)
+    return array_frames(path, _Reordered(data, order), layout, depth_of=chunks)
 
 
 def _hdf5_dataset(data: Any) -> tuple[Any, tuple[int, ...]] | None:
