@@ -80,6 +80,20 @@ def test_imagej_units(tmp_path: Path, unit: str, pixel_nm: float | None) -> None
     assert movie.frame_time_s == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_imagej_signed_16_bit(tmp_path: Path, compression: str | None) -> None:
+    path, data = tmp_path / "a.tif", np.array([[[-32768, -1], [0, 32767]]] * 3, "i2")
+    tifffile.imwrite(
+        path, (data.view("u2") ^ 0x8000), imagej=True, compression=compression,
+        metadata={"axes": "TYX", "cf": 0, "c0": -32768, "c1": 1, "vunit": "Gray Value"},
+    )  # fmt: skip
+    movie = read(path)
+    assert movie.dtype == np.int16
+    np.testing.assert_array_equal(movie.data[:], data)
+    assert movie.intensity_unit is None
+    assert movie.history == ()
+
+
 def test_imagej_without_interval_has_no_frame_time(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stack(), imagej=True, metadata={"axes": "TYX", "fps": 7.0})
@@ -140,6 +154,16 @@ def test_ome(tmp_path: Path) -> None:
     np.testing.assert_array_equal(movie.data[:], data)
     assert (movie.axes[1].scale, movie.axes[2].scale) == (0.25, 0.5)
     assert movie.frame_time_s == pytest.approx(0.002)
+
+
+def test_ome_time_of_the_planes(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    times = [0.0, 40.1, 80.0, 120.0, 300.0]  # in milliseconds; once it waited
+    tifffile.imwrite(
+        path, stack("f4"), metadata={"axes": "TYX", "Plane": {
+            "DeltaT": times, "DeltaTUnit": ["ms"] * 5}},
+    )  # fmt: skip
+    assert read(path).frame_time_s == pytest.approx(0.04005)
 
 
 @pytest.mark.parametrize(

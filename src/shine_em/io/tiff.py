@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def read_tiff(path: Path, *, signal: str | int | None = None) -> Movie:
                 series, channel, note = _choose_series(path, tif, signal)
                 layout = as_frames(path, series.shape, series.axes, channel)
                 data = _frames(path, tif, series, layout)
+                if tif.is_imagej and _is_signed(tif.imagej_metadata or {}):
+                    data = _signed(data)
                 axes, more = _calibration(tif, series)
             except (ShineError, MemoryError):
                 raise
@@ -66,7 +69,8 @@ def read_tiff(path: Path, *, signal: str | int | None = None) -> Movie:
         _refuse_truncated(path, tif, series, problems)
     finally:
         tif.close()
-    history = [*more.pop("history", ()), *(text for text in (note, layout.note) if text)]
+    history = list(more.pop("history", ()))
+    history += [text for text in (note, layout.note) if text and text not in history]
     return Movie(data, axes=axes, name=path.stem, source=path, history=tuple(history), **more)
 
 
@@ -176,14 +180,32 @@ def _frames(path: Path, tif: Any, series: Any, layout: Layout) -> LazyFrames:
             # Opened for this frame alone: a folder of frames would run out of file handles.
             tif.filehandle.open()
             try:
-                frame = pages[t].asarray(maxworkers=1)
+                frame = pages[t].asarray(maxworkers=1).reshape(shape[1:])
             except Exception as error:
                 raise ShineError(f"{path}: frame {t} could not be decoded ({error}).") from None
             finally:
                 tif.filehandle.close()
-        return frame.astype(frame.dtype.newbyteorder("="), copy=False).reshape(shape[1:])
+        return frame.astype(frame.dtype.newbyteorder("="), copy=False)
 
     return LazyFrames(read_frame, shape, stored.newbyteorder("="))
+
+
+def _is_signed(imagej: dict[str, Any]) -> bool:
+    """Whether ImageJ says, by a calibration of grey values, that its 16-bit pixels are signed."""
+    cf, c0, c1 = (_number(imagej.get(key), math.nan) for key in ("cf", "c0", "c1"))
+    return (cf, c0, c1) == (0, -32768, 1)
+
+
+def _signed(data: LazyFrames) -> LazyFrames:
+    """Return the values of ImageJ's signed 16-bit stacks, stored 32768 higher."""
+    if data.dtype != np.uint16:
+        return data
+
+    def read_frame(t: int) -> np.ndarray:
+        signed: np.ndarray = (data[t] ^ np.uint16(0x8000)).view(np.int16)
+        return signed
+
+    return LazyFrames(read_frame, data.shape, np.int16)
 
 
 def _place(page: Any, frame_bytes: int) -> int | None:
@@ -267,6 +289,9 @@ def _imagej(tif: Any, page: Any) -> tuple[tuple[Axis, Axis, Axis], dict[str, Any
             t = Axis("t", t.unit, t.scale, float(kept["t_offset"]))
     elif found.get("vunit") and found.get("cf") is None:
         more["intensity_unit"] = str(found["vunit"])
+    elif _is_signed(found):
+        unit = str(found.get("vunit") or "")
+        more["intensity_unit"] = unit if unit.lower() not in ("", "gray value") else None
     elif _number(found.get("c0")) != 0 or _number(found.get("c1"), 1.0) != 1:
         more["history"] = (
             f"stored pixel values read; ImageJ shows {found.get('c0')} + {found.get('c1')}·value",
@@ -301,13 +326,28 @@ def _ome(tif: Any, series: Any) -> tuple[tuple[Axis, Axis, Axis], dict[str, Any]
     images = tree.get("Image", {})
     image = images[min(series.index, len(images) - 1)] if isinstance(images, list) else images
     pixels = image.get("Pixels", {})
+    step, unit = pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit", "s")
+    if step is None:
+        step, unit = _plane_interval(pixels.get("Plane", []))
     axes = (
-        axis("t", pixels.get("TimeIncrementUnit", "s"), pixels.get("TimeIncrement", 0)),
+        axis("t", unit, step),
         axis("y", pixels.get("PhysicalSizeYUnit", "µm"), pixels.get("PhysicalSizeY", 0)),
         axis("x", pixels.get("PhysicalSizeXUnit", "µm"), pixels.get("PhysicalSizeX", 0)),
     )
     pixels = {key: value for key, value in pixels.items() if key not in ("TiffData", "Plane")}
     return axes, {"metadata": plain({"format": "TIFF (OME)", "OME": {**image, "Pixels": pixels}})}
+
+
+def _plane_interval(planes: Any) -> tuple[float, str]:
+    """Return the usual time from frame to frame and its unit; 0 where the planes do not tell."""
+    planes = planes if isinstance(planes, list) else [planes]
+    timed = [one for one in planes if "DeltaT" in one]
+    times = {int(one["TheT"]): float(one["DeltaT"]) for one in reversed(timed)}
+    if len(times) < 2:
+        return 0.0, "s"
+    frames = sorted(times)
+    steps = np.diff([times[t] for t in frames]) / np.diff(frames)
+    return max(0.0, float(np.median(steps))), str(timed[0].get("DeltaTUnit", "s"))
 
 
 _Own = tuple[tuple[Any, Any, str | None], Any]
