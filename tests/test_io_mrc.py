@@ -93,6 +93,30 @@ def test_big_endian(tmp_path: Path) -> None:
     assert movie.pixel_size_nm == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("stamp", [(0x11, 0x11, 0, 0), (0, 0, 0, 0)])
+def test_big_endian_bytes(tmp_path: Path, stamp: tuple[int, ...]) -> None:
+    data = (RNG.random((3, 4, 5)) * 100).astype("i1")  # mode 0 is 0 in either order
+    path = make(tmp_path / "a.mrc", data, 4.0)
+    header = np.frombuffer(path.read_bytes()[:1024], mrcfile.dtypes.HEADER_DTYPE).copy()
+    swapped = header.astype(header.dtype.newbyteorder(">"))
+    swapped["machst"] = stamp
+    path.write_bytes(swapped.tobytes() + data.tobytes())
+    movie = read(path)
+    np.testing.assert_array_equal(movie.data[:], data)
+    assert movie.pixel_size_nm == pytest.approx(0.4)
+
+
+def test_a_stack_of_volumes_is_refused_and_a_volume_says_so(tmp_path: Path) -> None:
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(np.zeros((3, 5, 8, 9), "f4"))
+    with pytest.raises(ShineError, match="3 volumes of 5 slices each"):
+        read(tmp_path / "a.mrc")
+    with mrcfile.new(tmp_path / "b.mrc") as mrc:
+        mrc.set_data(np.zeros((5, 8, 9), "f4"))
+    assert read(tmp_path / "b.mrc").history == ("the volume's slices are read as frames",)
+    assert read(make(tmp_path / "c.mrc", np.zeros((5, 8, 9), "f4"))).history == ()
+
+
 def test_truncated_file_names_what_is_left(tmp_path: Path) -> None:
     path = make(tmp_path / "a.mrc", np.zeros((10, 8, 8), "f4"))
     path.write_bytes(path.read_bytes()[: 1024 + 7 * 256 + 10])

@@ -175,7 +175,7 @@ def test_imagej_reads_what_fiji_needs(tmp_path: Path) -> None:
 
 
 def test_mrc_is_valid_for_mrcfile(tmp_path: Path) -> None:
-    original = movie(shape=(4, 9, 11), history=("denoised", "x" * 100))
+    original = movie(shape=(4, 9, 11), history=("denoised", "word " * 20))
     path = write(original, tmp_path / "a.mrc")
     assert mrcfile.validate(path)
     with mrcfile.open(path) as mrc:
@@ -185,7 +185,54 @@ def test_mrc_is_valid_for_mrcfile(tmp_path: Path) -> None:
         assert float(mrc.header.rms) == pytest.approx(original.data[:].std(), rel=1e-5)
         labels = [str(label) for label in mrc.get_labels()]
     assert "frame_time_s=0.0025" in labels[0]
-    assert labels[1:] == ["denoised"], "what is too long for a label is left out, not cut"
+    assert labels[1:] == ["denoised", ("word " * 16).strip(), " word word word word"]
+
+
+def test_mrc_keeps_as_much_of_the_end_of_the_history_as_its_labels_hold(tmp_path: Path) -> None:
+    job = "denoised by shine-em 0.1.0 (lean, trained on itself, begun from shipped weights where " \
+          "they fit and steps were fewer than 150, seed 17)"  # fmt: skip
+    history = ("selected frames 0:20:1", job)
+    again = read(write(movie(history=history), tmp_path / "a.mrc"))
+    assert again.history == history
+    lines = tuple(f"step {i} of a long story" for i in range(12))
+    again = read(write(movie(history=(*lines, job)), tmp_path / "b.mrc"))
+    assert again.history == (*lines[-7:], job)
+
+
+@pytest.mark.parametrize("suffix", CALIBRATED)
+def test_a_single_image_is_told_once(tmp_path: Path, suffix: str) -> None:
+    step = movie(shape=(1, 4, 5))
+    for i in range(3):
+        step = read(write(step, tmp_path / f"{i}{suffix}"))
+    assert sum("single image" in line for line in step.history) <= 1
+
+
+@pytest.mark.parametrize("suffix", CALIBRATED)
+def test_offsets_are_kept(tmp_path: Path, suffix: str) -> None:
+    axes = (Axis("t", "ms", 4.0, 100.0), Axis("y", "µm", 0.002, -0.5), Axis("x", "nm", 0.2, 7.0))
+    original = Movie(np.zeros((2, 3, 4), "f4"), axes=axes)
+    again = read(write(original, tmp_path / f"a{suffix}"))
+    for old, new in zip(original.axes, again.axes, strict=True):
+        assert new.offset / new.scale == pytest.approx(old.offset / old.scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", CALIBRATED)
+def test_an_axis_without_a_unit_takes_none_from_its_neighbour(tmp_path: Path, suffix: str) -> None:
+    for axes in ((Axis("y"), Axis("x", "nm", 0.1)), (Axis("y", "nm", 0.1), Axis("x"))):
+        original = Movie(np.zeros((2, 3, 4), "f4"), axes=(Axis("t"), *axes))
+        again = read(write(original, tmp_path / f"a{suffix}", overwrite=True))
+        assert [one.unit for one in again.axes] == [one.unit for one in original.axes]
+
+
+@pytest.mark.parametrize("suffix", CALIBRATED)
+def test_zero_of_an_axis_that_runs_backwards_stays_at_its_pixel(
+    tmp_path: Path, suffix: str
+) -> None:
+    axes = (Axis("t"), Axis("y", "nm", -0.1, 5.0), Axis("x", "nm", 0.1))
+    again = read(write(Movie(np.zeros((2, 3, 4), "f4"), axes=axes), tmp_path / f"a{suffix}"))
+    y = again.axes[1]
+    assert abs(y.scale) == pytest.approx(0.1)
+    assert y.offset / y.scale == pytest.approx(-50)
 
 
 def test_zarr_is_ome_0_5_with_a_chunk_per_frame(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..errors import ShineError
 from ..movie import Axis, Movie
-from .mrc import MODES
+from .mrc import MODES, OWN_MARK
 from .rosetta import rosettasciio
 from .tiff import INFO_MARK
 
@@ -99,16 +100,18 @@ def _imagej_text(like: Movie, n: int) -> str:
     """ImageJ's description: its keys, non-ASCII characters as Java's escapes."""
     t, y, x = like.axes
     lines = ["ImageJ=1.54f", f"images={n}", f"frames={n}", "hyperstack=true", "mode=grayscale"]
-    for key, unit in (("unit", x.unit), ("yunit", y.unit if y.unit != x.unit else None)):
-        if unit is not None:
-            lines.append(f"{key}={_imagej_unit(unit)}")
+    if x.unit is not None:
+        lines.append(f"unit={_imagej_unit(x.unit)}")
+    if y.unit != x.unit:  # without a unit of its own, y would take that of x
+        lines.append(f"yunit={_imagej_unit(y.unit or 'pixel')}")
     if t.unit is not None:
         lines.append(f"finterval={abs(t.scale)!r}")
         if t.unit != "s":
             lines.append(f"tunit={_escaped(t.unit)}")
     for key, one in (("xorigin", x), ("yorigin", y)):
         if one.unit is not None and one.offset:
-            lines.append(f"{key}={-one.offset / abs(one.scale)!r}")
+            # Sizes are positive here: an axis that runs backwards is mirrored, offset included.
+            lines.append(f"{key}={-one.offset / one.scale!r}")
     lines.append("loop=false")
     return "\n".join(lines) + "\n"
 
@@ -179,8 +182,9 @@ class _Mrc(_Raw):
         n, height, width = self._shape
         header["nx"], header["ny"], header["nz"], header["mode"] = width, height, n, self._mode
         header["mx"], header["my"], header["mz"] = width, height, 1
-        cell = [size * _angstrom(self._like.axes[i]) for i, size in ((2, width), (1, height))]
-        header["cella"] = (*cell, cell[0] / width)
+        (x_size, x_start), (y_size, y_start) = (_angstrom(self._like.axes[i]) for i in (2, 1))
+        header["cella"] = (x_size * width, y_size * height, x_size)
+        header["origin"] = (x_start, y_start, 0)
         header["cellb"] = (90, 90, 90)
         header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
         header["dmin"], header["dmax"], header["dmean"], header["rms"] = low, high, mean, rms
@@ -192,22 +196,37 @@ class _Mrc(_Raw):
         return header.tobytes()
 
     def _labels(self) -> list[bytes]:
-        time = self._like.frame_time_s
-        first = [
-            "shine-em",
-            f"frame_time_s={time!r}" if time is not None else "",
-            f"dose_e_per_A2={self._like.dose_e_per_A2!r}" if self._like.dose_e_per_A2 else "",
-        ]
-        lines = [" ".join(word for word in first if word), *self._like.history]
-        # A label holds 80 ASCII characters; a line that does not fit is left out, not cut.
-        coded = [line.encode("ascii", "replace") for line in lines]
-        return [line for line in coded if len(line) <= 80][:10]
+        t, time, dose = self._like.axes[0], self._like.frame_time_s, self._like.dose_e_per_A2
+        first = OWN_MARK
+        if time:
+            first += f" frame_time_s={time!r}"
+            first += f" t_offset_s={t.offset / t.scale * time!r}" if t.offset else ""
+        if dose:
+            first += f" dose_e_per_A2={dose!r}"
+        labels = _wrapped(first)
+        history: list[bytes] = []
+        for line in reversed(self._like.history):
+            # Where there are too many lines, the last ones tell most: that it was denoised.
+            if len(labels) + len(wrapped := _wrapped(line)) + len(history) > 10:
+                break
+            history = wrapped + history
+        return labels + history
 
 
-def _angstrom(one: Axis) -> float:
-    """Pixel size in Å, or 0, MRC's way of saying unknown (reciprocal units included)."""
+def _wrapped(line: str) -> list[bytes]:
+    """Return a line as labels of 80 ASCII characters; those that go on begin with a space."""
+    text = line.encode("ascii", "replace").decode()
+    wrapped = textwrap.wrap(text, 80, subsequent_indent=" ", break_on_hyphens=False)
+    return [label.encode() for label in wrapped]
+
+
+def _angstrom(one: Axis) -> tuple[float, float]:
+    """Pixel size and offset in Å, or 0, MRC's way of saying unknown (reciprocal units included).
+
+    MRC's pixel sizes are positive: an axis that runs backwards is mirrored, offset included.
+    """
     bare = Movie(np.zeros((1, 1, 1)), axes=(Axis("t"), Axis("y"), one)).pixel_size_nm
-    return 0.0 if bare is None else bare * 10
+    return (bare * 10, one.offset / one.scale * bare * 10) if bare else (0.0, 0.0)
 
 
 _OME_UNITS = {

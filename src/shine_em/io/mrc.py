@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from ..movie import Axis, Movie
 from .raw import human_size, raw_frames, require_file
 from .units import axis, plain
 
-__all__ = ["MODES", "read_mrc"]
+__all__ = ["MODES", "OWN_MARK", "read_mrc"]
+
+OWN_MARK = "shine-em"  # the first word of the first label of files that `write` made
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _REFUSED = {
@@ -74,19 +77,28 @@ def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
         )
     labels = _labels(header)
     metadata = _metadata(header, labels)
+    own = _own_lines(labels)
+    history = own[1:]
+    if (note := _kind(path, header)) and note not in history:
+        history.append(note)
+    # Programs differ in what they mean by the origin: only our own is believed.
+    y0, x0 = (float(header[name]) / 10 if own else 0.0 for name in ("origin_y", "origin_x"))
     movie = Movie(
         raw_frames(path, stored, (nz, ny, nx), offset),
         axes=(
-            axis("t", "s", _from_labels(labels, "frame_time_s")),
-            _length(header, "y", int(header["my"])),
-            _length(header, "x", int(header["mx"])),
+            axis(
+                "t", "s", _from_labels(labels, "frame_time_s"),
+                _from_labels(labels, "t_offset_s") or 0.0,
+            ),
+            _length(header, "y", int(header["my"]), y0),
+            _length(header, "x", int(header["mx"]), x0),
         ),
         dose_e_per_A2=_from_labels(labels, "dose_e_per_A2"),
         name=path.stem,
         source=path,
         metadata=metadata,
-        history=("the file holds a single image",) if nz == 1 else (),
-    )
+        history=tuple(history),
+    )  # fmt: skip
     return _with_camera_info(movie, path)
 
 
@@ -94,15 +106,34 @@ def _header(path: Path) -> tuple[Any, str]:
     """Return the header and its byte order, told by which order makes sense of size and mode."""
     with path.open("rb") as file:
         first = file.read(_HEADER_BYTES)
+    sensible = []
     for order in "<>":
         header = np.frombuffer(first, _header_dtype(order))[0]
         dimensions = [int(header[key]) for key in ("nx", "ny", "nz")]
         known = int(header["mode"]) in MODES or int(header["mode"]) in _REFUSED
         if known and min(dimensions) > 0 and int(header["nsymbt"]) >= 0:
-            return header, order
-    raise ShineError(
-        f"{path}: not an MRC file (its first bytes are {first[:12]!r}; no sensible size and mode)."
-    )
+            sensible.append((math.prod(dimensions), header, order))
+    if not sensible:
+        raise ShineError(
+            f"{path}: not an MRC file (its first bytes are {first[:12]!r}; no sensible size and "
+            "mode)."
+        )
+    # Mode 0 reads alike both ways. The wrong order then makes of any size an absurd one.
+    _, header, order = min(sensible, key=lambda one: one[0])
+    return header, order
+
+
+def _kind(path: Path, header: Any) -> str:
+    """Return what to tell of a file that is no plain stack of several images; refuse 4-D ones."""
+    nz, mz, space_group = (int(header[key]) for key in ("nz", "mz", "ispg"))
+    if space_group == 401 and 1 < mz < nz:
+        raise ShineError(
+            f"{path}: holds {nz // mz} volumes of {mz} slices each, more than one movie. Save one "
+            "(t, y, x) movie first and denoise that."
+        )
+    if nz == 1:
+        return "the file holds a single image"
+    return "the volume's slices are read as frames" if space_group == 1 else ""
 
 
 def _header_dtype(order: str) -> np.dtype[Any]:
@@ -110,15 +141,17 @@ def _header_dtype(order: str) -> np.dtype[Any]:
     return np.dtype(
         {
             "names": ["nx", "ny", "nz", "mode", "mx", "my", "mz", "x", "y", "z", "ispg", "nsymbt",
-                      "exttyp", "nversion", "imod_stamp", "imod_flags", "nlabl", "label"],
-            "formats": [i4] * 7 + [f4] * 3 + [i4, i4, "S4", i4, i4, i4, i4, "(10,)S80"],
-            "offsets": [0, 4, 8, 12, 28, 32, 36, 40, 44, 48, 88, 92, 104, 108, 152, 156, 220, 224],
+                      "exttyp", "nversion", "imod_stamp", "imod_flags", "origin_x", "origin_y",
+                      "nlabl", "label"],
+            "formats": [i4] * 7 + [f4] * 3 + [i4, i4, "S4"] + [i4] * 3 + [f4, f4, i4, "(10,)S80"],
+            "offsets": [0, 4, 8, 12, 28, 32, 36, 40, 44, 48, 88, 92, 104, 108, 152, 156, 196, 200,
+                        220, 224],
             "itemsize": _HEADER_BYTES,
         }
     )  # fmt: skip
 
 
-def _length(header: Any, name: str, sampling: int) -> Axis:
+def _length(header: Any, name: str, sampling: int, offset_nm: float) -> Axis:
     """Pixel size from the cell (Å) over its sampling; a cell of 0 or less means unknown."""
     cell = float(header[name])
     if sampling <= 0 or not 0 < cell < float("inf"):
@@ -128,12 +161,23 @@ def _length(header: Any, name: str, sampling: int) -> Axis:
     size = next(
         (c for c in candidates if np.float32(c * sampling) == header[name]), cell / sampling
     )
-    return axis(name, "nm", float(f"{size / 10:.12g}"))
+    return axis(name, "nm", float(f"{size / 10:.12g}"), offset_nm)
 
 
 def _labels(header: Any) -> list[str]:
     count = min(max(int(header["nlabl"]), 0), 10)
     return [line.decode("latin-1").rstrip(" \x00") for line in header["label"][:count]]
+
+
+def _own_lines(labels: list[str]) -> list[str]:
+    """Return the lines that `write` left in the labels, the first one `OWN_MARK`'s, or nothing."""
+    lines: list[str] = []
+    for label in labels if labels and labels[0].split()[:1] == [OWN_MARK] else ():
+        if label.startswith(" ") and lines:
+            lines[-1] += label  # a line that was too long for one label goes on
+        else:
+            lines.append(label)
+    return lines
 
 
 def _from_labels(labels: list[str], key: str) -> float | None:
