@@ -329,7 +329,7 @@ def test_operations_and_seconds_are_those_of_the_denoising_alone() -> None:
     assert len(heard) == 17
     assert cost["gflop"] == pytest.approx(2 * 16 * 16 * 9 * 2 / 1e9)
     assert cost["training_s"] is not None
-    assert cost["training_s"] > 0.2
+    assert cost["training_s"] > 0.15  # less what a frame takes, which varies on a busy machine
     assert cost["frame_s"] is not None
     assert cost["seconds"] is not None
     assert cost["training_s"] + cost["frame_s"] < cost["seconds"]
