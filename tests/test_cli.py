@@ -352,7 +352,6 @@ def test_help_has_an_example(command: str, tmp_path: Path) -> None:
         (("--model", "movie.tif"), "not a readable model"),
         (("--resume", "movie.tif"), "not a readable model"),
         (("--model", "m", "--resume", "m"), "give one"),
-        (("--model", "m", "--steps", "4"), "does not train"),
         (("--overwrite", "-o", "movie.tif"), "the movie itself"),
         (("--output", "absent/x.tif"), "absent"),
         (("--output", "movie.tif/x.tif"), "movie.tif"),
@@ -370,6 +369,12 @@ def test_bad_options_are_told_in_plain_words(
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model with random weights: quick to have, and of no use for pictures."""
     return random_model().save(tmp_path_factory.mktemp("model") / "untrained.safetensors")
+
+
+def test_a_model_as_it_is_takes_no_options_of_training(movie: Path, untrained: Path) -> None:
+    how = ("denoise", movie, "--model", untrained, "--steps", "4", "--window", "7")
+    refused(shine_command(*how, folder=movie.parent), "does not train", "--window, --steps")
+    assert made(movie.parent) == {"movie.tif"}
 
 
 def test_a_zarr_store_is_named_like_a_file(movie: Path, untrained: Path) -> None:

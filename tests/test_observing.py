@@ -134,6 +134,18 @@ def test_noise_that_two_windows_share_is_no_exaggerated_contrast(window: int) ->
     assert residual.test().outcome != "exaggerated"
 
 
+def test_blank_frames_are_not_shown() -> None:
+    raw = np.random.default_rng(0).poisson(20, size=(9, 32, 32)).astype(np.float32)
+    raw[[0, 4]] = 0
+    health = check(Movie.from_array(raw))
+    observer = Observer(Movie.from_array(raw), health=health, keep=3)
+    for t, frame in enumerate(raw):
+        observer.add(t, frame, frame)
+    seen = observer.finish()
+    assert not {0, 4} & {*seen.kept.tolist(), seen.spectrum.frame}
+    assert len(seen.raw) == len(seen.kept) == 3
+
+
 def test_frames_must_come_in_order_and_all() -> None:
     movie = Movie.from_array(np.zeros((3, 8, 8)))
     observer = Observer(movie)

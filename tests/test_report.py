@@ -27,7 +27,6 @@ TRAINING = {
     "validation_loss": [(i, 1 + 1 / (1 + i)) for i in range(50, 1200, 50)],
     "best_step": 1150,
     "preset": "lean",
-    "holes": [[3, 3], [5, 5]],
     "frames": 5,
     "parameters": 124129,
     "stopped": "all steps done",
@@ -149,7 +148,7 @@ def test_methods_paragraph_holds_the_numbers(data: ReportData) -> None:
         "shine-em 0.1.0", "10.1126/sciadv.ads5552", f"{data.noise.sigma:.3g}",
         f"{data.noise.difference_correlation[reach, reach + 1]:.3f}", f"blind spot of {hole}",
         "124,129 parameters", "sees 5 frames", "1,200 steps in 5 min", "step 1,150",
-        "holes 3 × 3, 5 × 5", "from −5.8 dB to 9.2 dB", "median of 3 frames",
+        "from −5.8 dB to 9.2 dB", "median of 3 frames",
     ):  # fmt: skip
         assert wanted in text, wanted
     short = methods_text(

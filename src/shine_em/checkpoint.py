@@ -135,7 +135,7 @@ class Model:
             "settings": s.settings.to_dict(),
             "training": {
                 "step": s.step, "best_step": s.best_step, "best_loss": _finite(s.best_loss),
-                "train_loss": s.train_loss,
+                "train_loss": [(i, v) for i, v in s.train_loss if np.isfinite(v)],
                 "validation_loss": [(i, _finite(v)) for i, v in s.validation_loss],
                 "recent": s.recent, "seconds": s.seconds, "stopped": s.stopped,
             },
@@ -186,7 +186,9 @@ class Model:
             return cls._from(json.loads(text), tensors)
         except ShineError as error:
             raise ShineError(f"{path}: {error}") from None
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (
+            LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
+        ) as error:  # fmt: skip
             raise ShineError(f"{path}: the model's header is damaged ({error!r}).") from None
 
     @classmethod
@@ -220,8 +222,10 @@ class Model:
         )  # fmt: skip
         normalisation = Normalisation.from_dict(header["normalisation"])
         holes = tuple(check_hole((int(m), int(n))) for m, n in header["holes"])
-        if not normalisation.scale > 0 or not holes:
-            raise ValueError("no scale or no holes")
+        check_hole(state.settings.hole)
+        known = (normalisation.location, normalisation.scale, float(header["offset"]))
+        if not np.isfinite(known).all() or not normalisation.scale > 0 or not holes:
+            raise ValueError("no scale, no offset or no holes")
         student, linear = header.get("student"), header.get("linear")  # older files: none
         return cls(
             state, normalisation, holes, float(header["offset"]),

@@ -162,12 +162,6 @@ def denoise(
         )
     if fine_tune and model is None:
         raise ShineError("--fine-tune trains a model further: say which one, with --model.")
-    trains = (steps, time_budget, hole, register) != (None, None, None, "auto")
-    if model is not None and trains and not fine_tune:
-        raise ShineError(
-            "--model alone does not train: add --fine-tune to train it further on this movie, or "
-            "leave out --steps, --time-budget, --hole and --register."
-        )
     source = named_after(file)
     outputs = Outputs.beside(
         source, output=output, report=report, model=keep_model, video=mp4, uncertainty=uncertainty

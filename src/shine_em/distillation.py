@@ -200,12 +200,27 @@ def denoised_by(model: Model, verdict: Verdict | None, no_student: str) -> str:
             f"A student, distilled from the blind-spot ensemble ({s.lessons} frames, {s.steps} "
             f"steps, {s.seconds:.0f} s), denoised every frame in one pass: {verdict}."
         )
+    who = _who_denoised(model)
     if verdict is not None:
+        return f"{who} A student was distilled and not used: {verdict}."
+    return f"{who} No student was distilled: {no_student}."
+
+
+def _who_denoised(model: Model) -> str:
+    share = 0.0 if model.linear is None else model.linear.share
+    if share == 1:
+        return "A linear blind filter denoised every frame: the network has no part in the result."
+    if share:
         return (
-            "The blind-spot network denoised every frame. A student was distilled and not used: "
-            f"{verdict}."
+            "The blind-spot network and a linear blind filter denoised every frame, averaged with "
+            f"the weights {model.averaged}."
         )
-    return f"The blind-spot network denoised every frame. No student was distilled: {no_student}."
+    if len(model.holes) > 1:
+        return (
+            "The blind-spot network denoised every frame; the outputs for several holes were "
+            f"averaged: {model.averaged}."
+        )
+    return f"The blind-spot network denoised every frame, with the hole {model.averaged}."
 
 
 def passes(movie: Movie, frames: int) -> tuple[int, int]:

@@ -268,8 +268,6 @@ def report_data(
             "validation_loss": state.validation_loss,
             "best_step": state.best_step,
             "preset": state.settings.preset,
-            "holes": [list(h) for h in model.holes],
-            "weights": list(model.weights),
             "frames": state.config.frames,
             "parameters": sum(v.numel() for v in state.best.values()),
             "stopped": state.stopped,

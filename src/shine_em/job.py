@@ -30,7 +30,7 @@ from .patches import Normalisation
 from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
 from .reserve import REPORT_S, distilling_s, duration_text, reserve
-from .reuse import applied, brightness_offset, misfit, single_hole
+from .reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
 from .uncertainty import check_possible, error_history, uncertainty_warnings, with_errors
@@ -227,6 +227,8 @@ def run(
     tell = progress or (lambda _event: None)
     keep_freed_memory()
     start, model = (model, None) if options.fine_tune else (None, model)
+    if (settled := model or resume) is not None:
+        refuse_settled(options, settled, resumed=model is None)
     clock = _Clock(started, None if model is not None else _budget(options, resume))
     if start is not None and options.frames is None:
         options = replace(options, frames=window_of(start.config))
@@ -307,6 +309,8 @@ def train_model(
     """Train a model on a movie without denoising it (`shine train`)."""
     tell = progress or (lambda _event: None)
     keep_freed_memory()
+    if resume is not None:
+        refuse_settled(options, resume, resumed=True)
     clock = _Clock(started, _budget(options, resume))
     plan = prepare(movie, options, model=resume, progress=tell)
     model, plan = _fit(movie, plan, options, resume, None, clock, None, tell)

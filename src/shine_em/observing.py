@@ -96,7 +96,8 @@ class Observer:
         Most frame pairs to keep for display, evenly spread over the movie.
     health
         Its input check: bad pixels, which stay where they are and would pass for signal, do not
-        count in the SNR of the raw frames, nor do spikes. None for a movie without any.
+        count in the SNR of the raw frames, nor do spikes, and blank frames are not looked at. None
+        for a movie without any.
     apart
         How many frames apart two denoised frames share no noise (see `ResidualSpectra`).
 
@@ -118,8 +119,11 @@ class Observer:
         self._bad = None if health is None else np.asarray(health.bad_pixels, bool)
         self._shape = movie.shape
         self._next = 0
-        self._kept = _spread(n, max(1, keep))
-        self._tested = set(_spread(n, TESTED_FRAMES).tolist())
+        shown = np.arange(n)  # a blank frame has nothing to show
+        if health is not None and not np.all(health.blank):
+            shown = np.flatnonzero(~np.asarray(health.blank, bool))
+        self._kept = shown[_spread(len(shown), max(1, keep))]
+        self._tested = set(shown[_spread(len(shown), TESTED_FRAMES)].tolist())
         self._pictured = int(self._kept[len(self._kept) // 2])
         self._shrink = max(1, -(-max(height, width) // DISPLAY_SIDE))
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []

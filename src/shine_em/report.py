@@ -18,7 +18,7 @@ from .errors import ShineError
 from .noise import NoiseStatistics
 from .observing import Observations
 from .registration import Drift
-from .report_error import error_sentences, error_tile, hole_text, weighted_holes
+from .report_error import error_sentences, error_tile, hole_text
 from .report_uncertainty import UncertaintyPicture, uncertainty_figure, uncertainty_text
 from .residual import ResidualTest, with_error
 from .viewing import block_means, percentile_range, scale_bar, shared_contrast
@@ -50,7 +50,7 @@ class ReportData:
         What the `Observer` saw while the frames streamed by.
     training
         ``steps``, ``seconds``, ``train_loss`` and ``validation_loss`` (lists of (step, loss)),
-        ``best_step``, ``preset``, ``holes`` and their ``weights``, ``frames`` (in a window),
+        ``best_step``, ``preset``, ``frames`` (in a window),
         ``parameters``, ``stopped`` (why training stopped). All but the lists may be missing; an
         empty dict means that a trained model was applied.
     health_findings
@@ -169,9 +169,10 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
         noise.difference_correlation[reach, reach + 1],
         noise.difference_correlation[reach + 1, reach],
     )
+    where = "from differences of frames" if n > 1 else "in the one frame there is"
     text.append(
-        f"The noise (standard deviation {noise.sigma:.3g} in the movie's units) was measured from "
-        f"differences of frames; its correlation with the next pixel is {neighbour[0]:.3f} along x "
+        f"The noise (standard deviation {noise.sigma:.3g} in the movie's units) was measured "
+        f"{where}; its correlation with the next pixel is {neighbour[0]:.3f} along x "
         f"and {neighbour[1]:.3f} along y, for which a blind spot of {noise.hole[0]} × "
         f"{noise.hole[1]} pixels (rows × columns) was recommended."
     )
@@ -203,6 +204,9 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
 
 
 def _taught_by(report: ReportData) -> str:
+    other = report.provenance.get("model's input")
+    if other and report.provenance["model's input_hash"] != report.provenance["input_hash"]:
+        return f"trained on another noisy movie ({Path(other).name})"
     origin = report.provenance.get("fine-tuned from")
     if origin:
         return f"fine-tuned from {origin}"
@@ -228,12 +232,6 @@ def _training_sentence(training: Mapping[str, Any]) -> str:
             f"; the weights of step {int(training['best_step']):,}, with the lowest validation "
             "loss on held-out pixels, were used"
         )
-    holes = training.get("holes")
-    if holes:
-        words += ", with " if training.get("best_step") else "; "
-        words += (
-            "the weighted mean of the outputs for the holes " if len(holes) > 1 else "the hole "
-        ) + weighted_holes(holes, training.get("weights"))
     return words + "."
 
 
@@ -298,6 +296,7 @@ def _page(report: ReportData) -> str:
         spectrum_frame=seen.spectrum.frame,
         nyquist=f"{nyquist:.3g} {'1/nm' if report.pixel_size_nm else '1/px'}",
         residual=result,
+        frames=seen.shape[0],
         noise=noise,
         findings=report.health_findings,
         movie=report.movie,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .ensemble import Ensemble
     from .error_matrix import ErrorEstimate
 
-__all__ = ["error_sentences", "error_tile", "hole_text", "weighted_holes"]
+__all__ = ["error_sentences", "error_tile", "hole_text"]
 
 
 def error_sentences(error: ErrorEstimate | None, ensemble: Ensemble | None) -> list[str]:
@@ -49,13 +49,6 @@ def error_tile(error: ErrorEstimate) -> tuple[str, str, str]:
         _rms(error),
         f"root mean square per pixel, {share:.2f} of the noise's; from the movie alone",
     )
-
-
-def weighted_holes(holes: Sequence[Any], weights: Sequence[float] | None) -> str:
-    """Return "3 × 3 (0.60), 1 × 1 (0.40)"."""
-    if len(holes) == 1 or weights is None:
-        return ", ".join(hole_text(h) for h in holes)
-    return ", ".join(f"{hole_text(h)} ({w:.2f})" for h, w in zip(holes, weights, strict=True))
 
 
 def hole_text(hole: Any) -> str:

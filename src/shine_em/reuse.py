@@ -11,11 +11,57 @@ from .checkpoint import Model
 from .compute import pick_device, pick_precision
 from .denoising import Denoiser
 from .doctor import Health
+from .errors import ShineError
 from .movie import Movie
 from .patches import Normalisation, Timeline
 from .planning import Options, Plan
+from .warm_start import BEGINNING, window_of
 
-__all__ = ["applied", "brightness_offset", "misfit", "single_hole"]
+__all__ = ["applied", "brightness_offset", "misfit", "refuse_settled", "single_hole"]
+
+
+def refuse_settled(options: Options, model: Model, *, resumed: bool) -> None:
+    """Refuse options that a trained model has settled otherwise.
+
+    Parameters
+    ----------
+    options
+        What was asked for; defaults ask for nothing.
+    model
+        The model that is to be used as it is, or trained to its end.
+    resumed
+        Whether it is trained to its end.
+
+    Raises
+    ------
+    ShineError
+        If an option would have no effect.
+    """
+    settings, usual = model.state.settings, Options()
+    settled: dict[str, Any] = {
+        "preset": settings.preset, "hole": model.hole, "frames": window_of(model.config),
+        "seed": settings.seed, "from_scratch": BEGINNING not in model.provenance,
+    }  # fmt: skip
+    if not resumed:
+        settled |= {"steps": None, "time_budget": None, "register": usual.register}
+    elif settings.steps is not None:
+        settled |= {"steps": settings.steps, "time_budget": None}
+    names = {"frames": "--window"}
+    refused = [
+        names.get(name, "--" + name.replace("_", "-"))
+        for name, value in settled.items()
+        if getattr(options, name) not in (getattr(usual, name), value)
+    ]
+    if refused and resumed:
+        raise ShineError(
+            "The interrupted model goes on as it began: leave out "
+            f"{', '.join(refused)}, or train anew, without --resume."
+        )
+    if refused:
+        raise ShineError(
+            "--model alone does not train: add --fine-tune to train it further on this movie, or "
+            f"leave out {', '.join(refused)}."
+        )
 
 
 def brightness_offset(
