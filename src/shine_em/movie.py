@@ -54,16 +54,20 @@ class LazyFrames:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        t, *rest = key if isinstance(key, tuple) else (key,)
-        inner = tuple(rest)
+        parts: list[Any] = list(key) if isinstance(key, tuple) else [key]
+        if any(part is None for part in parts):
+            return np.asarray(np.asarray(self)[key])
+        at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+        rest = parts[at + 1 :]
+        filling: list[Any] = [slice(None)] * (len(self.shape) - at - len(rest))
+        t, *inner = parts[:at] + filling + rest
         if isinstance(t, (int, np.integer)):
             index = int(t) + (self.shape[0] if t < 0 else 0)
             if not 0 <= index < self.shape[0]:
                 raise IndexError(f"frame {int(t)} of a {self.shape[0]}-frame movie")
-            frame = np.asarray(self._read(index))
-            return frame[inner] if inner else frame
-        wanted = range(*t.indices(self.shape[0])) if isinstance(t, slice) else [int(i) for i in t]
-        if not wanted:
+            return np.asarray(self._read(index))[tuple(inner)]
+        wanted = np.arange(self.shape[0])[t]  # as numpy reads slices, lists and masks
+        if not wanted.size:
             return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *inner)]
         return np.stack([self[(i, *inner)] for i in wanted])
 
