@@ -151,7 +151,8 @@ class _Layout:
     def __init__(self, movie: Movie, *, with_bar: bool) -> None:
         _, height, width = movie.shape
         self._shrink = max(1, -(-2 * max(width, height // 2) // LARGEST))
-        self._enlarge = 1 if self._shrink > 1 else max(1, -(-SMALLEST // width))
+        enlarge = min(-(-SMALLEST // width), LARGEST // height)
+        self._enlarge = 1 if self._shrink > 1 else max(1, enlarge)
         self._side = (
             height // self._shrink * self._enlarge,
             width // self._shrink * self._enlarge,
@@ -195,7 +196,7 @@ class _Layout:
 
     def _time(self, t: int) -> str:
         if self._seconds is None:
-            return f"{t + 1} / {self._total}"
+            return f"{t} / {self._total - 1}"  # counted from 0, as in the report and in --frames
         last = self._seconds * (self._total - 1)
         factor, unit = (1e3, "ms") if last < 1 else (1.0, "s")
         step = self._seconds * factor
