@@ -1,6 +1,7 @@
 """The input doctor: every finding where it belongs, and none on clean movies."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,16 @@ def test_intensity_jump(factor, record):
     assert found(health, "intensity-jump").frames == (17,)
     assert not health.blank.any()
     assert not health.segment.any()
+
+
+def test_intensity_jump_across_a_blank_frame():
+    movie = counts(particles() * np.where(np.arange(T) < 17, 1.0, 0.5)[:, None, None])
+    movie[16] = 0
+    (jump,) = [f for f in check(movie).findings if f.code == "intensity-jump"]
+    assert jump.frames == (17,)
+    before, after = (np.median(movie[a:b].mean((1, 2))) for a, b in ((13, 16), (17, 20)))
+    told = [float(x) for x in re.findall(r"from (\S+) to (\S+) at", jump.what)[0]]
+    assert told == pytest.approx([before, after], rel=0.05)
 
 
 # --- pixels

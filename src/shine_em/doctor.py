@@ -342,8 +342,7 @@ def _frame_findings(
                 _ints(holes),
             )
         )
-    for t in find_jumps(table, usable, cuts):
-        before, after = table.clipped_mean[t - 1], table.clipped_mean[t]
+    for t, before, after in find_jumps(table, usable, cuts):
         findings.append(
             Finding(
                 "intensity-jump",
@@ -352,7 +351,7 @@ def _frame_findings(
                 "without a visible change of scene.",
                 "Neighbour frames across the step differ in brightness and noise; expect the "
                 "best results when the two parts are denoised as separate movies.",
-                (int(t),),
+                (t,),
             )
         )
     if cuts.size:

@@ -249,8 +249,10 @@ def _adjacent_correlation(small: np.ndarray, k: int) -> np.ndarray:
     return c
 
 
-def find_jumps(table: FrameTable, usable: np.ndarray, cuts: np.ndarray) -> list[int]:
-    """Return the frames at which the brightness steps and stays, without a cut."""
+def find_jumps(
+    table: FrameTable, usable: np.ndarray, cuts: np.ndarray
+) -> list[tuple[int, float, float]]:
+    """Return where the brightness steps and stays, without a cut: frame, before and after."""
     mean = table.clipped_mean[usable]
     if len(mean) < 4:
         return []
@@ -268,5 +270,5 @@ def find_jumps(table: FrameTable, usable: np.ndarray, cuts: np.ndarray) -> list[
         before, after = np.median(mean[max(0, j - 3) : j]), np.median(mean[j : j + 3])
         stays = abs(after - before) > 0.7 * abs(steps[j - 1])
         if stays and int(usable[j]) not in cuts:
-            jumps.append(int(usable[j]))
+            jumps.append((int(usable[j]), float(before), float(after)))
     return jumps
