@@ -296,6 +296,48 @@ def test_noise_info_and_their_files(movie: Path) -> None:
     assert "0.25 nm" in done.stdout
 
 
+def test_a_log_file_that_knows_few_characters(movie: Path) -> None:
+    dosed = shine.Movie.from_array(noisy(3, 24, 24), dose_e_per_A2=2.0)
+    shine.write(dosed, movie.with_name("dosed.tif"))
+    done = subprocess.run(
+        [sys.executable, "-m", "shine_em.cli", "info", "dosed.tif"], cwd=movie.parent,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"2 e?/" in done.stdout
+
+
+def test_noise_of_two_frames_shows_no_gaps(movie: Path) -> None:
+    done = shine_command("noise", movie, "--frames", "0:2", folder=movie.parent)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "word"),
+    [
+        ("--figure", "n.foo", ".png, .svg or .pdf"),
+        ("--figure", "absent/n.png", "absent does not exist"),
+        ("--json", "absent/n.json", "absent does not exist"),
+    ],
+)
+def test_what_noise_cannot_write_is_told_before_it_reads(
+    tmp_path: Path, option: str, name: str, word: str
+) -> None:
+    refused(shine_command("noise", "missing.tif", option, name, folder=tmp_path), word, name)
+
+
+@pytest.mark.parametrize("arguments", [("a" * 300,), ("m.npy", "-o", "a" * 300 + ".tif")])
+def test_names_too_long_for_the_disk(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    np.save(tmp_path / "m.npy", noisy(3, 24, 24))
+    refused(shine_command("denoise", *arguments, folder=tmp_path), "aaa", "too long")
+
+
+def test_a_demo_that_has_no_time_begins_nothing(tmp_path: Path) -> None:
+    refused(shine_command("demo", "--time-budget", "0s", folder=tmp_path), "positive")
+    assert made(tmp_path) == set()
+
+
 def test_simulate_and_demo(tmp_path: Path) -> None:
     done = shine_command(
         "simulate", "au-growth", "--frames", "3", "--size", "48", "-o", "s", folder=tmp_path
@@ -504,6 +546,23 @@ def test_a_model_is_written_where_it_belongs(movie: Path) -> None:
         shine_command("train", movie, *QUICK, "-o", "models", folder=folder),
         "exists",
         "--overwrite",
+    )
+
+
+def test_one_frame_has_no_neighbour_and_no_snr(movie: Path, untrained: Path) -> None:
+    done = shine_command(
+        "denoise", movie, "--frames", "0:1", "--model", untrained, folder=movie.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    assert "Done in" in done.stdout
+
+
+def test_a_model_is_named_after_a_folder_with_a_dot_as_well(tmp_path: Path) -> None:
+    (tmp_path / "run.1").mkdir()
+    (tmp_path / "run.1_model.safetensors").write_text("an earlier one")
+    refused(
+        shine_command("train", "run.1", folder=tmp_path), "run.1_model.safetensors", "--overwrite"
     )
 
 

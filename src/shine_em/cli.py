@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -229,6 +230,7 @@ def train(
     """Train a model on a movie, to be used with `shine denoise --model`."""
     from .checkpoint import Model
     from .display import Display
+    from .files import Outputs
     from .job import Interrupted, train_model
 
     options = _options(
@@ -237,7 +239,7 @@ def train(
         precision=precision, from_scratch=from_scratch,
     )  # fmt: skip
     source = named_after(file)
-    path = source.with_name(f"{source.stem}_model.safetensors")
+    path = Outputs.beside(source, model=True).model or source
     if output is not None:
         path = output / path.name if output.is_dir() else output
     if path.suffix != ".safetensors":
@@ -296,6 +298,10 @@ def noise(
     for path in (figure, as_json):
         if path is not None and path.exists() and not overwrite:
             raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
+        if path is not None and not path.parent.is_dir():
+            raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
+    if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ShineError(f"{figure}: the picture's name ends in .png, .svg or .pdf.")
     movie = open_input(file, signal, signed, frames, crop, None, None)
     health = check(movie)
     stats = noise_of(movie, health)
@@ -411,6 +417,9 @@ def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit codes: 0 done, 2 bad input, 130 interrupted."""
+    # Where the terminal or a log file knows no "→" (Windows), a "?" must do.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     # A job that a cluster takes off the machine ends like one that was stopped with Ctrl-C.
     signals.signal(signals.SIGTERM, lambda *_: signals.raise_signal(signals.SIGINT))
     try:
@@ -420,6 +429,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except CycloptsError as error:
         errors.print(f"[bold red]shine:[/] {_escape(str(error))} See shine --help.", soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        errors.print(f"[bold red]shine:[/] {_escape(words)}", soft_wrap=True)
         sys.exit(2)
     except _Stopped as stopped:
         errors.print(_escape(str(stopped)), soft_wrap=True)

@@ -52,13 +52,14 @@ def run_demo(
     progress: Callable[[Event], None] | None = None,
 ) -> Demo:
     """Simulate Au growth in ``folder``, denoise it there and compare; replaces earlier results."""
+    options = Options(time_budget=budget_s, seed=seed)  # refused before anything is simulated
     scene = au_growth(frames=frames, size=size, seed=seed, progress=simulating)
     paths = save(scene, folder, overwrite=True)
     outputs = Outputs.beside(paths["noisy"])
     started = time.monotonic()
     denoise_file(
-        read(paths["noisy"]), outputs, options=Options(time_budget=budget_s, seed=seed),
-        overwrite=True, started=started, progress=progress,
+        read(paths["noisy"]), outputs, options=options, overwrite=True, started=started,
+        progress=progress,
     )  # fmt: skip
     seconds = time.monotonic() - started
     denoised = read(outputs.movie)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,8 +128,6 @@ def print_summary(
     console: Console, result: Result, written: Sequence[Path], seconds: float
 ) -> None:
     """Show warnings, what was measured and done, and where the results lie."""
-    import numpy as np
-
     state, model, stats = result.model.state, result.model, result.noise
     for warning in result.warnings:
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
@@ -138,18 +138,27 @@ def print_summary(
     )
     console.print(f"Model: {model.config.kind}, {state.step} steps, {state.stopped}.")
     seen = result.observations
-    with np.errstate(invalid="ignore"):
-        raw, clean = (
-            float(np.nanmedian(v)) if np.isfinite(v).any() else float("nan")
-            for v in (np.asarray(seen.snr_raw), np.asarray(seen.snr_denoised))
-        )
-    console.print(f"SNR, neighbouring frames (Eq. 5): {raw:.1f} → {clean:.1f} dB")
-    if result.halves:
-        a, b = (float(np.median(result.halves[k])) for k in ("raw", "denoised"))
-        console.print(f"SNR, halves that share no frame:  {a:.1f} → {b:.1f} dB")
+    neighbours = (seen.snr_raw.tolist(), seen.snr_denoised.tolist())
+    _print_snr(console, "neighbouring frames (Eq. 5):", *neighbours)
+    if halves := result.halves:
+        _print_snr(console, "halves that share no frame: ", halves["raw"], halves["denoised"])
     console.print(f"Done in {seconds:.0f} s:")
     for path in written:
         console.print(f"  {path}", markup=False, soft_wrap=True)
+
+
+def _print_snr(
+    console: Console, what: str, raw: Sequence[float], denoised: Sequence[float]
+) -> None:
+    """Show the medians over the frames, or nothing where no frame could be measured."""
+    shown = []
+    for values in (raw, denoised):
+        measured = [value for value in values if not math.isnan(value)]
+        if not measured:
+            return
+        middle = statistics.median(measured)
+        shown.append(f"{middle:.1f}" if math.isfinite(middle) else "no signal")
+    console.print(f"SNR, {what} {shown[0]} → {shown[1]} dB")
 
 
 def clock_time(seconds: float) -> str:

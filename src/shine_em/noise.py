@@ -11,7 +11,7 @@ import numpy as np
 from .errors import ShineError
 from .mean_variance import MeanVariance, fit_mean_variance
 from .movie import LazyFrames, Movie
-from .noise_figure import plot_noise
+from .noise_figure import format_table, plot_noise
 from .noise_fit import (
     CorrelationFit,
     fit_correlation,
@@ -296,44 +296,6 @@ def noise_of(movie: Movie, health: Health) -> NoiseStatistics:
         )
         good = movie.with_data(frames, did="blank and repeated frames left out")
     return noise_statistics(good, bad_pixels=np.asarray(health.bad_pixels, bool))
-
-
-def format_table(stats: NoiseStatistics) -> str:
-    """Return the statistics as a plain-text table."""
-    radius = stats.difference_correlation.shape[0] // 2
-    near = min(radius, 5)
-    middle = stats.difference_correlation
-    lines = [
-        f"Blind spot        {stats.hole[0]}×{stats.hole[1]} (rows × columns), confidence "
-        f"{stats.confidence}: {stats.reason}",
-        f"Noise σ           {stats.sigma:.4g} (movie units)",
-        "Offset, px        " + "".join(f"{k:>8d}" for k in range(1, near + 1)),
-        "  along rows      "
-        + "".join(f"{middle[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
-        "  along columns   "
-        + "".join(f"{middle[radius + k, radius]:8.3f}" for k in range(1, near + 1)),
-        "  raw frame, rows "
-        + "".join(f"{stats.raw_correlation[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
-        f"  (± {stats.correlation_error:.3f})",
-        "Frames apart      "
-        + "".join(f"{k:>8d}" for k in range(1, len(stats.temporal_correlation))),
-        "  correlation     " + "".join(f"{v:8.3f}" for v in stats.temporal_correlation[1:]),
-        f"Fixed pattern     {100 * stats.fixed_pattern_fraction:.1f} % of the noise variance",
-    ]
-    curve = stats.mean_variance
-    if curve.reliable:
-        lines.append(f"Mean–variance     gain {curve.gain:.4g}, read noise {curve.read_noise:.4g}")
-    elif len(curve.means):
-        typical = len(curve.means) // 2
-        lines.append(
-            f"Mean–variance     variance {curve.variances[typical]:.4g} at mean "
-            f"{curve.means[typical]:.4g}; gain unknown: the signal varies too little, or the noise "
-            "does not follow it"
-        )
-    if stats.blinded_lags:
-        lines.append("Blind as well     frames ±" + ", ±".join(map(str, stats.blinded_lags)))
-    lines += [f"Warning: {text}" for text in stats.warnings]
-    return "\n".join(lines)
 
 
 def _check(

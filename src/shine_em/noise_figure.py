@@ -1,4 +1,4 @@
-"""The picture of a movie's noise statistics."""
+"""A movie's noise statistics as a picture and as a table of plain text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,52 @@ if TYPE_CHECKING:
 
     from .noise import NoiseStatistics
 
-__all__ = ["plot_noise"]
+__all__ = ["format_table", "plot_noise"]
 
 _INK, _ACCENT, _FAINT = "#222222", "#c2410c", "#64748b"
 _SHOWN = 5  # px: larger offsets are measured but would make the values unreadable
+
+
+def format_table(stats: NoiseStatistics) -> str:
+    """Return the statistics as a plain-text table."""
+    radius = stats.difference_correlation.shape[0] // 2
+    near = min(radius, 5)
+    middle = stats.difference_correlation
+    lines = [
+        f"Blind spot        {stats.hole[0]}×{stats.hole[1]} (rows × columns), confidence "
+        f"{stats.confidence}: {stats.reason}",
+        f"Noise σ           {stats.sigma:.4g} (movie units)",
+        "Offset, px        " + "".join(f"{k:>8d}" for k in range(1, near + 1)),
+        "  along rows      "
+        + "".join(f"{middle[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
+        "  along columns   "
+        + "".join(f"{middle[radius + k, radius]:8.3f}" for k in range(1, near + 1)),
+        "  raw frame, rows "
+        + "".join(f"{stats.raw_correlation[radius, radius + k]:8.3f}" for k in range(1, near + 1)),
+        f"  (± {stats.correlation_error:.3f})",
+    ]
+    # A short movie has no frames that far apart.
+    in_time = [(k, v) for k, v in enumerate(stats.temporal_correlation) if k and np.isfinite(v)]
+    if in_time:
+        lines.append("Frames apart      " + "".join(f"{k:>8d}" for k, _ in in_time))
+        lines.append("  correlation     " + "".join(f"{v:8.3f}" for _, v in in_time))
+    lines.append(
+        f"Fixed pattern     {100 * stats.fixed_pattern_fraction:.1f} % of the noise variance"
+    )
+    curve = stats.mean_variance
+    if curve.reliable:
+        lines.append(f"Mean–variance     gain {curve.gain:.4g}, read noise {curve.read_noise:.4g}")
+    elif len(curve.means):
+        typical = len(curve.means) // 2
+        lines.append(
+            f"Mean–variance     variance {curve.variances[typical]:.4g} at mean "
+            f"{curve.means[typical]:.4g}; gain unknown: the signal varies too little, or the noise "
+            "does not follow it"
+        )
+    if stats.blinded_lags:
+        lines.append("Blind as well     frames ±" + ", ±".join(map(str, stats.blinded_lags)))
+    lines += [f"Warning: {text}" for text in stats.warnings]
+    return "\n".join(lines)
 
 
 def plot_noise(stats: NoiseStatistics) -> Figure:
