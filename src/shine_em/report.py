@@ -397,17 +397,16 @@ def _player(report: ReportData) -> dict[str, Any]:
         "raw": percentile_range(seen.sample_raw, 0.5),
         "denoised": percentile_range(seen.sample_denoised, 0.2),
     }
-    shrink = 1
+    stacks = {"raw": seen.raw, "denoised": seen.denoised}
+    middle = sum(len(_data_url(figures.png(v[len(v) // 2], *stored[k]))) for k, v in stacks.items())
+    shrink = max(1, math.ceil(math.sqrt(middle * len(seen.kept) / 1e6 / PICTURES_MB)))
     while True:
-        pictures = {
-            kind: [block_means(image, shrink) for image in stack]
-            for kind, stack in (("raw", seen.raw), ("denoised", seen.denoised))
-        }
+        pictures = {k: [block_means(image, shrink) for image in v] for k, v in stacks.items()}
         urls = {
             kind: [_data_url(figures.png(image, *stored[kind])) for image in images]
             for kind, images in pictures.items()
         }
-        # One frame does not tell the size of the others: blank frames are small, noisy ones large.
+        # One frame is a quick guess, not a bound: blank frames are small files, noisy ones large.
         total = sum(len(url) for kind in urls.values() for url in kind) / 1e6
         if total <= PICTURES_MB:
             break
