@@ -244,6 +244,7 @@ def _page(report: ReportData) -> str:
     from . import report_figures as figures
 
     seen, noise = report.observations, report.noise
+    unit = report.movie.get("intensity unit", "unknown")
     result = _residual_test(report)
     kind, verdict = _verdict(report, result)
     here = files("shine_em")
@@ -268,7 +269,7 @@ def _page(report: ReportData) -> str:
         "loss": figures.loss_curve(report.training) if report.training.get("train_loss") else None,
         "snr": figures.snr_curve(seen, report.halves_snr) if seen.shape[0] > 1 else None,
         "means": figures.frame_means(seen),
-        "histogram": figures.histogram(seen),
+        "histogram": figures.histogram(seen, unit="" if unit == "unknown" else unit),
         "drift": figures.drift_curve(report.drift)
         if report.drift is not None and report.drift.path.any()
         else None,
