@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--scenes", help=f"to simulate, or folders with a truth ({SCENES})")
     parser.add_argument("--real", nargs="*", default=[], metavar="FILE", help="without a truth")
     parser.add_argument("--budgets", help="of the default job (60s,5min,20min)")
-    parser.add_argument("--paper", help="training time of the paper's network (30min)")
+    parser.add_argument(
+        "--paper", help="training time of the paper's network (30min); none: without it"
+    )
     parser.add_argument("--ceiling", help="most time for the supervised ceiling (1h)")
     parser.add_argument("--methods", default="mean5", help="rivals beside these (mean5)")
     parser.add_argument("--seeds", type=int, help="3")
@@ -47,7 +49,8 @@ def main() -> None:
     scenes = [name.strip() for name in a.scenes.split(",") if name.strip()]
     real = [] if a.quick else a.real
     jobs = [f"default@{budget.strip()}" for budget in a.budgets.split(",")]
-    methods = ",".join([a.methods, *jobs, f"paper@{a.paper}", f"supervised@{a.ceiling}"])
+    rivals = [] if a.paper == "none" else [f"paper@{a.paper}"]
+    methods = ",".join([a.methods, *jobs, *rivals, f"supervised@{a.ceiling}"])
     chosen = choose(methods, None)
     each = training_seconds(chosen, a.seeds)
     ceiling = parse_duration(a.ceiling)
@@ -55,11 +58,12 @@ def main() -> None:
     training = each * len(scenes) + 3 * (each - ceiling) * len(real)
     pixels = a.frames * (a.size / 512) ** 2
     making = sum(SIMULATION_S.get(name, 0.0) for name in scenes) * pixels
-    paper = 5.0 * pixels * a.seeds * (len(scenes) + 3 * len(real))
+    paper = 5.0 * pixels * a.seeds * (len(scenes) + 3 * len(real)) * len(rivals)
     say(
         f"{len(scenes)} scenes and {len(real)} real movies, {a.seeds} seeds. On two idle cores: "
-        f"at most {_words(training)} of training, about {_words(paper)} of denoising by the "
-        f"paper's network and {_words(making)} of simulating, less what is done already."
+        f"at most {_words(training)} of training, {_words(making)} of simulating"
+        + (f" and about {_words(paper)} of denoising by the paper's network" if rivals else "")
+        + ", less what is done already."
     )
     found = benchmark.run(
         [*scenes, *real], methods, out=a.output, time_budget_s=None, seeds=a.seeds, seed=a.seed,
