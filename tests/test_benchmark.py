@@ -229,7 +229,7 @@ def test_seeds_and_input_frames_make_runs_of_their_own(place: Path, tmp_path: Pa
     runs = [(o.method, o.seed, o.frames_in) for o in found.outcomes if o.method != "noisy"]
     assert sorted(runs, key=str) == sorted(
         [("lean", 0, None), ("lean", 1, None), ("lean", 0, 1), ("lean", 1, 1),
-         ("gaussian", 0, None)], key=str,
+         ("lean", 0, 5), ("lean", 1, 5), ("gaussian", 0, None)], key=str,
     )  # fmt: skip
     assert {o.status for o in found.outcomes} == {"done"}
     assert (tmp_path / "out" / "input-frames.png").exists()
@@ -394,8 +394,9 @@ def test_input_frames_are_compared_budget_by_budget() -> None:
     every = [
         outcome_of("lean", title=title, frames_in=width, scores={"psnr_affine": [psnr]})
         for title, width, psnr in (
-            ("lean, 60 s", None, 30.0), ("lean, 60 s, 1 frames", 1, 25.0),
-            ("lean, 5 min", None, 36.0), ("lean, 5 min, 1 frames", 1, 35.0),
+            ("lean, 60 s", None, 31.0), ("lean, 60 s, 1 frames", 1, 25.0),
+            ("lean, 60 s, 5 frames", 5, 30.0), ("lean, 5 min, 1 frames", 1, 35.0),
+            ("lean, 5 min, 5 frames", 5, 36.0),
         )
     ]  # fmt: skip
     axes = plot_input_frames([*every, outcome_of("mean5")]).axes

@@ -24,6 +24,14 @@ def test_a_failure_leaves_what_was_there_and_names_the_file(tmp_path: Path) -> N
         assert old.read_text() == "mine"
 
 
+def test_a_name_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    long = [tmp_path / ("a" * 249 + f"{k}.txt") for k in range(2)]
+    write_together({path: lambda draft: draft.write_text("whole") for path in long})
+    assert [p.read_text() for p in long] == ["whole"] * 2
+    with pytest.raises(ShineError, match="too long"):
+        write_whole(tmp_path / ("a" * 300), lambda draft: draft.write_text("x"))
+
+
 def test_errors_name_the_file_and_not_its_draft(tmp_path: Path) -> None:
     def refuses(draft: Path) -> None:
         raise ShineError(f"{draft}: too large.")

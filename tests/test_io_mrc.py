@@ -184,12 +184,21 @@ def test_a_20_gb_file_is_read_in_little_memory(tmp_path: Path) -> None:
     movie = read(path)
     assert movie.shape == (n, 1000, 1000)
     assert movie.frame(-1).min() == 7
+    before = resident()
     tracemalloc.start()
     for index in range(0, n, 80):
         movie.frame(index)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6, f"125 frames of 2 MB were read, which took {peak / 1e6:.0f} MB"
+    # Pages of a mapped file are not allocated; they would have piled up by now.
+    assert resident() - before < 60e6
+
+
+def resident() -> float:
+    """Return the bytes of memory that this process holds now; 0 where the system does not tell."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * 4096.0 if pages.exists() else 0.0
 
 
 def test_direct_electron_file_and_its_info(data_dir: Path) -> None:

@@ -166,6 +166,21 @@ def test_ome_time_of_the_planes(tmp_path: Path) -> None:
     assert read(path).frame_time_s == pytest.approx(0.04005)
 
 
+@pytest.mark.parametrize("plane", ["", 'DeltaT="1"', 'TheT="0" DeltaT=""', 'TheT="0" DeltaT="0,1"'])
+def test_ome_planes_that_tell_no_time_cost_no_picture(tmp_path: Path, plane: str) -> None:
+    path, data = tmp_path / "a.ome.tif", stack("f4")
+    tifffile.imwrite(path, data, metadata={"axes": "TYX"})
+    with tifffile.TiffFile(path) as tif:
+        told = tif.ome_metadata
+    assert told is not None
+    odd = told.replace("</Pixels>", f"<Plane {plane}/><Plane {plane}/></Pixels>")
+    assert odd != told
+    tifffile.imwrite(path, data, description=odd.encode(), metadata=None)
+    movie = read(path)
+    assert movie.frame_time_s is None
+    np.testing.assert_array_equal(movie.data[:], data)
+
+
 @pytest.mark.parametrize(
     ("unit", "resolution", "pixel_nm"),
     [("CENTIMETER", 1e8, 0.1), ("INCH", 72, None), ("CENTIMETER", 118, None), ("NONE", 1, None)],

@@ -186,7 +186,7 @@ def test_mrc_is_valid_for_mrcfile(tmp_path: Path) -> None:
         assert float(mrc.header.rms) == pytest.approx(original.data[:].std(), rel=1e-5)
         labels = [str(label) for label in mrc.get_labels()]
     assert "frame_time_s=0.0025" in labels[0]
-    assert labels[1:] == ["denoised", ("word " * 16).strip(), " word word word word"]
+    assert labels[1:] == ["denoised", ("word " * 16).strip(), "  word word word word"]
 
 
 def test_mrc_keeps_as_much_of_the_end_of_the_history_as_its_labels_hold(tmp_path: Path) -> None:
@@ -195,6 +195,8 @@ def test_mrc_keeps_as_much_of_the_end_of_the_history_as_its_labels_hold(tmp_path
     history = ("selected frames 0:20:1", job)
     again = read(write(movie(history=history), tmp_path / "a.mrc"))
     assert again.history == history
+    names = ("read " + "a_long_name_" * 12 + ".tif to " + "b" * 90 + ".tif",)
+    assert read(write(movie(history=names), tmp_path / "n.mrc")).history == names
     lines = tuple(f"step {i} of a long story" for i in range(12))
     again = read(write(movie(history=(*lines, job)), tmp_path / "b.mrc"))
     assert again.history == (*lines[-7:], job)

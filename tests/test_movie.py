@@ -8,6 +8,7 @@ import pytest
 from shine_em.movie import LazyFrames, Movie
 
 DATA = np.random.default_rng(0).random((4, 3, 5))
+MASK = DATA[0] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,8 @@ DATA = np.random.default_rng(0).random((4, 3, 5))
         0, -1, np.int64(2), slice(1, 4, 2), slice(9, 9), [2, 0], [], np.array([3, 1]),
         np.array([False, True, False, True]), [True, False, False, True], np.zeros(4, bool),
         ..., None, (), (2, ...), (..., 2), (slice(1, 3), ..., slice(0, 2)), (1, 2, 3),
-        (None, 1), (slice(None), 1), (np.array([[0, 1], [2, 3]])),
+        (None, 1), (slice(None), 1), (np.array([[0, 1], [2, 3]])), np.array(2), (2, MASK),
+        (slice(1, 3), MASK), (..., MASK[0]),
     ],
 )  # fmt: skip
 def test_keys_mean_what_they_mean_for_an_array(key: Any) -> None:

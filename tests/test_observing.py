@@ -124,7 +124,7 @@ def test_hot_pixels_are_no_signal() -> None:
 
 @pytest.mark.parametrize("window", [5, 9])
 def test_noise_that_two_windows_share_is_no_exaggerated_contrast(window: int) -> None:
-    noise = np.random.default_rng(0).normal(size=(120, 64, 64)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(24, 128, 128)).astype(np.float32)
     mean = uniform_filter1d(noise, window, axis=0)
     observer = Observer(Movie.from_array(noise), apart=window)
     for t, frame in enumerate(noise):

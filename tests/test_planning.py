@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small import scene
@@ -39,6 +41,13 @@ def test_hot_pixels_and_blank_frames_do_not_pass_for_a_strong_picture():
     made = Movie.from_array(raw)
     health = check(made)
     assert window_frames(made, health, noise_of(made, health)) == 9
+
+
+def test_short_scenes_keep_the_usual_window():
+    made = movie(0.2)
+    health = check(made)
+    cut = replace(health, segment=np.arange(30) // 5)
+    assert window_frames(made, cut, noise_of(made, health)) == 5
 
 
 def test_a_window_that_was_asked_for_is_kept():

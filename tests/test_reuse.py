@@ -77,6 +77,10 @@ def test_options_that_a_model_has_settled_are_refused(options, resumed, named) -
         refuse_settled(options, trained, resumed=resumed)
 
 
+def test_the_window_of_a_single_frame_is_nobodys_wish() -> None:
+    refuse_settled(Options(frames=5), model(frames=1), resumed=True)
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 def test_options_that_agree_with_the_model_are_taken(resumed) -> None:
     trained = model(holes=((3, 3),))

@@ -290,8 +290,9 @@ def plot_input_frames(outcomes: Sequence[Outcome]) -> Figure:
         for k, line in enumerate(lines):
             at: dict[int, list[Outcome]] = {}
             for o in outcomes:
-                if o.movie == movie and _line(o) == line and o.status == "done":
-                    at.setdefault(o.frames_in or 5, []).append(o)
+                width = o.frames_in or (5 if o.method == "paper" else None)
+                if o.movie == movie and _line(o) == line and o.status == "done" and width:
+                    at.setdefault(width, []).append(o)
             known = [w for w in widths if w in at]
             style: dict[str, Any] = {
                 "marker": "os^Dv<>"[k % 7], "label": line, "color": f"C{k}", "markersize": 5

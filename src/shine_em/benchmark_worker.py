@@ -32,6 +32,10 @@ SCORES = ("psnr_affine", "psnr_range", "psnr_minmax", "ssim_affine", "ssim_minma
 
 Tell = Callable[[str, float], None]
 
+# Frames that two results must lie apart to share no noise: nine in a window, beside them up to two
+# on either side that are blinded, and noise that lives on for two.
+_WIDEST_WINDOW = 15
+
 
 def work(task: dict[str, Any], channel: Any) -> None:
     """Do one task and write its result as JSON; never raise.
@@ -260,13 +264,12 @@ def score(clean: Movie, noisy: Movie, truth: Movie | None) -> dict[str, Any]:
         "scores": {"snr_neighbours": _plain(snr)}, "frames": list(range(1, len(clean)))
     }  # fmt: skip
     if clean.data is not noisy.data and min(clean.shape[1:]) >= 16:
-        from .planning import LONG_WINDOW
         from .residual import ResidualSpectra
 
-        spectra = ResidualSpectra((clean.shape[1], clean.shape[2]), apart=LONG_WINDOW)
+        spectra = ResidualSpectra((clean.shape[1], clean.shape[2]), apart=_WIDEST_WINDOW)
         for t in np.unique(np.linspace(0, len(clean) - 1, 24).astype(int)):
             frame = clean.frame(int(t))
-            spectra.add(noisy.frame(int(t)) - frame, frame)
+            spectra.add(noisy.frame(int(t)) - frame, frame, frame=int(t))
         test = spectra.test(None)
         found["residual"] = {
             "outcome": test.outcome, "leftover": _finite(test.leftover), "verdict": test.verdict

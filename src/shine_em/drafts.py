@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import ShineError
@@ -43,7 +44,11 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
     ShineError
         If one cannot be written.
     """
-    drafts = {p: p.with_name(f".{p.stem}.{os.getpid()}.partial{p.suffix}") for p in files}
+    # A name may be as long as the disk allows: its draft's must be no longer.
+    drafts = {
+        p: p.with_name(f".{p.stem[:40]}.{os.getpid()}-{k}.partial{p.suffix}")
+        for k, p in enumerate(files)
+    }
     path = last = list(files)[-1]
     try:
         for path, make in files.items():
@@ -59,4 +64,5 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
         raise ShineError(f"{path}: cannot be written ({words}).") from None
     finally:
         for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)

@@ -202,7 +202,10 @@ def _keep_input(movie: Movie, outputs: Outputs) -> None:
         return
     kept = [source, *source.resolve().parents]  # a store is replaced with every array in it
     if is_pattern(source) or (source.is_dir() and not is_zarr(source)):
-        kept += matching_files(source, READABLE)
+        try:
+            kept += matching_files(source, READABLE)
+        except ShineError:  # files of other kinds have come since it was read
+            kept += (source if source.is_dir() else source.parent).iterdir()
     for path in outputs.all():
         inside = is_zarr(source) and any(_same(above, source) for above in path.resolve().parents)
         if inside or any(_same(path, one) for one in kept):

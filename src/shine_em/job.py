@@ -148,7 +148,8 @@ def denoise(
     Raises
     ------
     ShineError
-        If the movie cannot be denoised or the time does not suffice.
+        If the movie cannot be denoised, the time does not suffice, or an option is given that the
+        model has settled (`shine_em.reuse.refuse_settled`).
     Interrupted
         On Ctrl-C once training has begun, with the model so far.
 

@@ -55,18 +55,22 @@ class LazyFrames:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         parts: list[Any] = list(key) if isinstance(key, tuple) else [key]
+        parts = parts or [slice(None)]
         if any(part is None for part in parts):
             return np.asarray(np.asarray(self)[key])
-        at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
-        rest = parts[at + 1 :]
-        filling: list[Any] = [slice(None)] * (len(self.shape) - at - len(rest))
-        t, *inner = parts[:at] + filling + rest
+        at = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
+        if at is not None:
+            rest = parts[at + 1 :]
+            parts[at:] = [slice(None)] * (len(self.shape) - at - len(rest)) + rest
+        t, *inner = parts
         if isinstance(t, (int, np.integer)):
             index = int(t) + (self.shape[0] if t < 0 else 0)
             if not 0 <= index < self.shape[0]:
                 raise IndexError(f"frame {int(t)} of a {self.shape[0]}-frame movie")
             return np.asarray(self._read(index))[tuple(inner)]
         wanted = np.arange(self.shape[0])[t]  # as numpy reads slices, lists and masks
+        if wanted.ndim == 0:
+            return self[(int(wanted), *inner)]
         if not wanted.size:
             return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *inner)]
         return np.stack([self[(i, *inner)] for i in wanted])

@@ -344,7 +344,7 @@ def window_frames(
     """Return how many frames the network is to see at a time.
 
     Five, as in the paper; nine where the picture has less than a tenth of the noise's power, and
-    the movie is long enough. So weak a picture is found by averaging over more frames or not at
+    the scenes are long enough. So weak a picture is found by averaging over more frames or not at
     all: on simulated Au growth at 1 e⁻/Å² this comes 1.0 dB closer to the truth in the same time,
     0.1 dB where the particles move fast. A clear picture gains nothing from frames so far away,
     and a lattice that drifts loses 0.4 dB (docs/benchmarks.md).
@@ -356,9 +356,10 @@ def window_frames(
     preset
         The published network has five.
     """
-    timeline = Timeline(len(movie), health)
-    targets = timeline.targets()
-    if preset == "paper" or len(targets) < 3 * LONG_WINDOW or not noise.sigma > 0:
+    targets = Timeline(len(movie), health).targets()
+    scenes = np.asarray(health.segment)[targets]
+    length = np.median(np.bincount(scenes)[scenes]) if targets else 0  # of the usual frame's scene
+    if preset == "paper" or length < 3 * LONG_WINDOW or not noise.sigma > 0:
         return WINDOW
     normalisation, bad = Normalisation.of(health), np.asarray(health.bad_pixels, bool)
     picked = np.linspace(0, len(targets) - 1, _LOOKED_AT).round().astype(int)

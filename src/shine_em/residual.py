@@ -49,7 +49,7 @@ FLOOR = 0.02  # of the mean power: a spectrum estimated with leakage is not trus
 LOCAL = 33  # pixels, the window of the local noise level
 LAGS = 8  # pixels, half width of the autocorrelation map
 _LEAST_INFORMATION = 3.0  # pictures less alike than this, in σ, are no help to each other
-APART = 5  # frames between which no window of the default length is shared
+APART = 9  # frames between which no window of the default lengths, 5 and 9, is shared
 
 
 @dataclass(frozen=True)

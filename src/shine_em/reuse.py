@@ -46,6 +46,8 @@ def refuse_settled(options: Options, model: Model, *, resumed: bool) -> None:
         settled |= {"steps": None, "time_budget": None, "register": usual.register}
     elif settings.steps is not None:
         settled |= {"steps": settings.steps, "time_budget": None}
+    if model.config.frames == 1:  # of a single frame, whatever window was asked for
+        settled["frames"] = options.frames
     names = {"frames": "--window"}
     refused = [
         names.get(name, "--" + name.replace("_", "-"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -214,10 +213,21 @@ class _Mrc(_Raw):
 
 
 def _wrapped(line: str) -> list[bytes]:
-    """Return a line as labels of 80 ASCII characters; those that go on begin with a space."""
-    text = line.encode("ascii", "replace").decode()
-    wrapped = textwrap.wrap(text, 80, subsequent_indent=" ", break_on_hyphens=False)
-    return [label.encode() for label in wrapped]
+    """Return a line as labels of 80 ASCII characters; those that go on begin with one more space.
+
+    A label may begin with spaces and not end with one: programs strip what ends it.
+    """
+    rest = " ".join(line.encode("ascii", "replace").decode().split())
+    labels: list[bytes] = []
+    while rest:
+        room = 79 if labels else 80
+        cut = len(rest)
+        if cut > room:
+            cut = rest.rfind(" ", 1, room + 1)
+            cut = room if cut < 1 else cut  # within a word only where it is longer than a label
+        labels.append((" " if labels else "").encode() + rest[:cut].encode())
+        rest = rest[cut:]
+    return labels
 
 
 def _angstrom(one: Axis) -> tuple[float, float]:

@@ -174,7 +174,7 @@ def _own_lines(labels: list[str]) -> list[str]:
     lines: list[str] = []
     for label in labels if labels and labels[0].split()[:1] == [OWN_MARK] else ():
         if label.startswith(" ") and lines:
-            lines[-1] += label  # a line that was too long for one label goes on
+            lines[-1] += label[1:]  # a line that was too long for one label goes on
         else:
             lines.append(label)
     return lines

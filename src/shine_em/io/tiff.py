@@ -340,8 +340,11 @@ def _ome(tif: Any, series: Any) -> tuple[tuple[Axis, Axis, Axis], dict[str, Any]
 
 def _plane_interval(planes: Any) -> tuple[float, str]:
     """Return the usual time from frame to frame and its unit; 0 where the planes do not tell."""
-    planes = planes if isinstance(planes, list) else [planes]
-    timed = [one for one in planes if "DeltaT" in one]
+    timed = [
+        one for one in (planes if isinstance(planes, list) else [planes])
+        if isinstance(one, dict)
+        and all(isinstance(one.get(key), (int, float)) for key in ("TheT", "DeltaT"))
+    ]  # fmt: skip
     times = {int(one["TheT"]): float(one["DeltaT"]) for one in reversed(timed)}
     if len(times) < 2:
         return 0.0, "s"
