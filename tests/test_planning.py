@@ -11,7 +11,7 @@ from small import scene
 from shine_em.doctor import check
 from shine_em.movie import Movie
 from shine_em.noise import noise_of
-from shine_em.planning import Options, prepare, window_frames
+from shine_em.planning import Options, is_weak, prepare, window_frames
 
 
 def movie(dose: float, frames: int = 30) -> Movie:
@@ -31,7 +31,9 @@ def movie(dose: float, frames: int = 30) -> Movie:
 def test_a_picture_buried_in_noise_gets_a_longer_window(dose, frames, preset, window):
     made = movie(dose, frames)
     health = check(made)
-    assert window_frames(made, health, noise_of(made, health), preset) == window
+    weak = is_weak(made, health, noise_of(made, health))
+    assert weak == (dose < 1)
+    assert window_frames(made, health, weak=weak, preset=preset) == window
 
 
 def test_hot_pixels_and_blank_frames_do_not_pass_for_a_strong_picture():
@@ -40,14 +42,15 @@ def test_hot_pixels_and_blank_frames_do_not_pass_for_a_strong_picture():
     raw[[4, 11]] = 0
     made = Movie.from_array(raw)
     health = check(made)
-    assert window_frames(made, health, noise_of(made, health)) == 9
+    assert is_weak(made, health, noise_of(made, health))
 
 
 def test_short_scenes_keep_the_usual_window():
     made = movie(0.2)
     health = check(made)
     cut = replace(health, segment=np.arange(30) // 5)
-    assert window_frames(made, cut, noise_of(made, health)) == 5
+    assert window_frames(made, cut, weak=True) == 5
+    assert window_frames(made, health, weak=True) == 9
 
 
 def test_a_window_that_was_asked_for_is_kept():
@@ -55,7 +58,7 @@ def test_a_window_that_was_asked_for_is_kept():
     assert prepare(movie(0.2), Options()).config.frames == 9
 
 
-def test_a_movie_without_noise_gets_the_usual_window():
+def test_a_movie_without_noise_is_not_weak():
     still = Movie.from_array(np.tile(np.arange(32, dtype=np.uint8), (30, 32, 1)))
     health = check(still)
-    assert window_frames(still, health, noise_of(still, health)) == 5
+    assert not is_weak(still, health, noise_of(still, health))

@@ -249,10 +249,13 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     asked = planned(few, 0.2, student="always")
     assert asked.schooling is not None
     assert asked.schooling.ensemble_s is None
+    weak = planned(Movie.from_array(noisy(30, 24, 24, dose=0.2)), 1.0, student="never")
+    assert weak.candidates == weak.holes == (weak.settings.hole,)  # and the filter beside it
     slow = planned(few, 2.0)
     assert slow.schooling is None
     assert "longer than it saves" in slow.no_student
     assert slow.holes == (slow.settings.hole,)
+    assert slow.candidates == ()
     long = planned(many, 0.2)
     assert long.schooling is not None
     assert long.schooling.ensemble_s is not None

@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "averaged_holes",
     "holes_to_try",
+    "is_weak",
     "parse_duration",
     "parse_hole",
     "prepare",
@@ -36,7 +37,7 @@ __all__ = [
 
 DEFAULT_BUDGET_S = 240.0
 WINDOW, LONG_WINDOW = 5, 9  # frames
-WEAK = 0.1  # power of the picture over that of the noise below which more frames help
+_WEAK = 0.1  # power of the picture over that of the noise below which more frames help
 _LOOKED_AT = 12  # frames
 
 
@@ -142,7 +143,7 @@ class Plan:
     Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
     trained; ``ensemble`` says which. ``holes`` are those to average over as long as nothing was
     measured, or where nothing is to be chosen. ``schooling`` says how a student is to be made,
-    ``no_student`` why none is.
+    ``no_student`` why none is. ``weak`` is what `is_weak` says of the picture.
     """
 
     health: Health
@@ -157,6 +158,7 @@ class Plan:
     ensemble: Ensemble | None = None
     schooling: Schooling | None = None
     no_student: str = ""
+    weak: bool = False
 
 
 def parse_duration(text: str | float) -> float:
@@ -221,6 +223,7 @@ def prepare(
     health = check(movie)
     tell(Event("measuring the noise", 0, 1))
     noise = noise_of(movie, health)
+    weak = is_weak(movie, health, noise)
     warnings = [f"{f.what} {f.meaning}" for f in health.findings if f.severity != "info"]
     warnings += list(noise.warnings)
     if model is not None:
@@ -237,7 +240,7 @@ def prepare(
                 f"for ({noise.hole[0]}x{noise.hole[1]}): noise may survive as structure."
             )
         if options.frames is None:
-            frames = window_frames(movie, health, noise, options.preset)
+            frames = window_frames(movie, health, weak=weak, preset=options.preset)
             options = replace(options, frames=frames)
         config, lags = _network(options, noise, hole, len(movie))
         if noise.blinded_lags and config.kind == "paper":
@@ -273,7 +276,7 @@ def prepare(
     candidates = () if model else holes_to_try(options, settings)
     return Plan(
         health, noise, config, settings, holes, tuple(warnings), drift, candidates,
-        no_student=_no_student(options, config, noise),
+        no_student=_no_student(options, config, noise), weak=weak,
     )  # fmt: skip
 
 
@@ -338,29 +341,11 @@ def averaged_holes(hole: Hole) -> tuple[Hole, ...]:
     return (hole, smaller) if smaller != hole else training_holes(hole)[:2]
 
 
-def window_frames(
-    movie: Movie, health: Health, noise: NoiseStatistics, preset: str = "lean"
-) -> int:
-    """Return how many frames the network is to see at a time.
-
-    Five, as in the paper; nine where the picture has less than a tenth of the noise's power, and
-    the scenes are long enough. So weak a picture is found by averaging over more frames or not at
-    all: on simulated Au growth at 1 e⁻/Å² this comes 1.0 dB closer to the truth in the same time,
-    0.1 dB where the particles move fast. A clear picture gains nothing from frames so far away,
-    and a lattice that drifts loses 0.4 dB (docs/benchmarks.md).
-
-    Parameters
-    ----------
-    movie, health, noise
-        The movie, its input check and its noise statistics.
-    preset
-        The published network has five.
-    """
+def is_weak(movie: Movie, health: Health, noise: NoiseStatistics) -> bool:
+    """Return whether the picture has less than a tenth of the noise's power."""
     targets = Timeline(len(movie), health).targets()
-    scenes = np.asarray(health.segment)[targets]
-    length = np.median(np.bincount(scenes)[scenes]) if targets else 0  # of the usual frame's scene
-    if preset == "paper" or length < 3 * LONG_WINDOW or not noise.sigma > 0:
-        return WINDOW
+    if not targets or not noise.sigma > 0:
+        return False
     normalisation, bad = Normalisation.of(health), np.asarray(health.bad_pixels, bool)
     picked = np.linspace(0, len(targets) - 1, _LOOKED_AT).round().astype(int)
     whole = disturbed = 0.0
@@ -369,7 +354,31 @@ def window_frames(
         if len(good):
             whole += float(good.var())
             disturbed += float(noise_variance(noise, good.mean(), floor=False))
-    return LONG_WINDOW if whole - disturbed < WEAK * disturbed else WINDOW
+    return whole - disturbed < _WEAK * disturbed
+
+
+def window_frames(movie: Movie, health: Health, *, weak: bool, preset: str = "lean") -> int:
+    """Return how many frames the network is to see at a time.
+
+    Five, as in the paper; nine where the picture is weak and the scenes are long enough. So weak a
+    picture is found by averaging over more frames or not at all: on simulated Au growth at
+    1 e⁻/Å² this comes 1.0 dB closer to the truth in the same time, 0.1 dB where the particles move
+    fast. A clear picture gains nothing from frames so far away, and a lattice that drifts loses
+    0.4 dB (docs/benchmarks.md).
+
+    Parameters
+    ----------
+    movie, health
+        The movie and its input check.
+    weak
+        What `is_weak` says.
+    preset
+        The published network has five.
+    """
+    targets = Timeline(len(movie), health).targets()
+    scenes = np.asarray(health.segment)[targets]
+    length = np.median(np.bincount(scenes)[scenes]) if targets else 0  # of the usual frame's scene
+    return LONG_WINDOW if weak and preset != "paper" and length >= 3 * LONG_WINDOW else WINDOW
 
 
 def _network(

@@ -43,7 +43,8 @@ def reserve(
     """Return the seconds to keep for everything after training, and the plan that fits in them.
 
     Where the ensemble would take half of the whole time or more, a student takes its place if it
-    saves time, the time to make it included; otherwise the measured hole alone.
+    saves time, the time to make it included; otherwise the measured hole alone, or in the mean
+    with the linear prediction where the picture is weak.
 
     Parameters
     ----------
@@ -102,6 +103,8 @@ def reserve(
         )
     else:
         needed = single
+        if plan.weak:  # the filter may know more than the network will: it is tried in any case
+            needed += (frames + measuring) * linear + fitting
         said = "making it would take longer than it saves"
     wanted = options.student == "always" or count == 1
     if wanted and not plan.no_student:
@@ -130,7 +133,9 @@ def reserve(
     if plan.schooling is None:
         plan = replace(plan, no_student=plan.no_student or said)
         if count == 1:
-            plan = replace(plan, holes=(plan.settings.hole,), candidates=())
+            hole = (plan.settings.hole,)
+            candidates = hole if plan.weak and plan.candidates else ()
+            plan = replace(plan, holes=hole, candidates=candidates, most_holes=1)
     return plan, needed
 
 

@@ -23,7 +23,7 @@ from ..network import LeanNetwork, NetworkConfig
 from ..noise import noise_of
 from ..optimiser import optimisers
 from ..patches import Normalisation, Timeline
-from ..planning import window_frames
+from ..planning import is_weak, window_frames
 from ..training import PRESETS
 from .fitting import Fitted, PlateauPace, Sample, fit
 
@@ -124,7 +124,8 @@ def supervised(
     where = pick_device(device)
     precision = pick_precision(where)
     health = check(movie)
-    frames = frames or window_frames(movie, health, noise_of(movie, health))
+    weak = is_weak(movie, health, noise_of(movie, health))
+    frames = frames or window_frames(movie, health, weak=weak)
     normalisation = Normalisation.of(health)
     timeline = Timeline(len(movie), health)
     train, validation, test = split_frames(timeline.targets())
