@@ -240,6 +240,17 @@ def test_gain_of_weak_signals_that_move(scene: str, options: dict[str, float]) -
     assert curve.gain * truth.mean() + curve.offset == pytest.approx(at_mean, rel=0.03)
 
 
+@pytest.mark.parametrize(("step", "right"), [(0.0, True), (0.5, True), (3.3, False), (5.0, False)])
+def test_a_lattice_that_moves_too_fast_gives_no_gain(step: float, right: bool) -> None:
+    t, y, x = np.ogrid[:24, :128, :128]
+    k = 2 * np.pi / 14
+    lattice = np.cos(k * (y - step * t)) * np.cos(k * (x - 0.7 * step * t))
+    counts = np.random.default_rng(0).poisson(60 * (1 + 0.5 * lattice))
+    curve = noise_statistics(counts.astype(np.float32)).mean_variance
+    assert curve.reliable == right
+    assert not right or curve.gain == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("kind", ["still particles", "slow lattice"])
 def test_gain_of_a_weak_contrast(kind: str) -> None:
     electrons = 1 + 0.4 * picture(kind, 24, 128)

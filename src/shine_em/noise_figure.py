@@ -179,7 +179,9 @@ def _mean_variance(axis: Any, stats: NoiseStatistics) -> None:
         line,
         curve.gain * line + curve.offset,
         color=_ACCENT,
-        label=label if curve.reliable else label + "\n(unreliable: the signal spans too little)",
+        label=label
+        if curve.reliable
+        else label + "\n(unreliable: the signal spans too little, or moves too fast)",
     )
     axis.legend(frameon=False, loc="upper left")
 
