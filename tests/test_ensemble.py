@@ -47,6 +47,15 @@ def test_no_more_holes_than_there_is_time_for() -> None:
     assert choose(matrix(values), HOLES, most=1).holes == ((3, 3),)
 
 
+def test_where_there_is_time_for_one_hole_the_filter_is_taken_alone_or_not_at_all() -> None:
+    one = HOLES[:1]
+    assert choose(matrix([[1, 0], [0, 2]]), one, most=2).share == pytest.approx(1 / 3)
+    assert choose(matrix([[1, 0], [0, 2]]), one, most=1).share == 0
+    found = choose(matrix([[3, 0], [0, 2]]), one, most=1)
+    assert found.share == 1
+    assert found.error.mse == pytest.approx(2)
+
+
 def test_a_hole_that_copies_noise_is_left_out() -> None:
     # Whatever the second hole gets wrong the first does as well, and less.
     found = choose(matrix([[1, 1, 0.2], [1, 3, 1], [0.2, 1, 2]]), HOLES, most=3)

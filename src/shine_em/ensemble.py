@@ -114,7 +114,8 @@ def choose(matrix: ErrorMatrix, holes: Sequence[Hole], *, most: int) -> Ensemble
     holes
         The candidates.
     most
-        Most holes that there is time for; the linear prediction takes next to none.
+        Most holes that there is time for. The linear prediction takes next to none, unless there is
+        time for one hole only: then it is one or the other.
     """
     holes = tuple(holes)
     k = matrix.products.shape[1]
@@ -123,7 +124,8 @@ def choose(matrix: ErrorMatrix, holes: Sequence[Hole], *, most: int) -> Ensemble
     singles = tuple(matrix.of(np.eye(k)[i]) for i in range(k))
     chosen = np.eye(k)[int(np.argmin([e.mse for e in singles]))]
     error = singles[int(np.argmax(chosen))]
-    for size in range(2, min(most + len(linear), k) + 1):
+    beside = len(linear) if most > 1 else 0
+    for size in range(2, min(most + beside, k) + 1):
         tried = [
             weights
             for face in combinations(range(k), size)

@@ -25,6 +25,8 @@ __all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
 
 # Wall time kept for the report and for closing the files.
 REPORT_S = 6.0
+# Most of the time left that all but training may take.
+_MOST = 0.8
 # Share of the time budget for distilling a student, and its least and most seconds.
 _DISTIL_SHARE, _DISTIL_S = 0.2, (30.0, 120.0)
 
@@ -43,8 +45,8 @@ def reserve(
     """Return the seconds to keep for everything after training, and the plan that fits in them.
 
     Where the ensemble would take half of the whole time or more, a student takes its place if it
-    saves time, the time to make it included; otherwise the measured hole alone, or in the mean
-    with the linear prediction where the picture is weak.
+    saves time, the time to make it included; otherwise the measured hole alone. Where the picture
+    is weak, the linear prediction alone may take that hole's place, by its estimated error.
 
     Parameters
     ----------
@@ -81,9 +83,9 @@ def reserve(
         on_cpu = linear if str(device) == "cpu" else seconds(filtering, on="cpu")
         fitting = 1.1 * fit_passes(movie) * on_cpu
 
-    tried = plan.candidates or plan.holes
-    alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, tried)
-    each = max(0.0, all_holes - alone) / max(1, len(tried) - 1)
+    several = plan.candidates or plan.holes
+    alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, several)
+    each = max(0.0, all_holes - alone) / max(1, len(several) - 1)
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
         looked_at = calibrating_frames(movie)
@@ -92,7 +94,7 @@ def reserve(
     measuring = 1.1 * measuring_passes(movie)
     rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
     first = frames * (alone + linear)
-    count = affordable(first, frames * each, len(tried), budget=budget, rest=rest)
+    count = affordable(first, frames * each, len(several), budget=budget, rest=rest)
     ensemble = first + frames * (count - 1) * each + rest
     single = (frames + measuring) * alone + writing_s + REPORT_S
     if count > 1:
@@ -103,8 +105,6 @@ def reserve(
         )
     else:
         needed = single
-        if plan.weak:  # the filter may know more than the network will: it is tried in any case
-            needed += (frames + measuring) * linear + fitting
         said = "making it would take longer than it saves"
     wanted = options.student == "always" or count == 1
     if wanted and not plan.no_student:
@@ -124,7 +124,7 @@ def reserve(
                 plan, most_holes=max(2, count),
                 schooling=Schooling(seconds=distilling, ensemble_s=ensemble_s),
             )  # fmt: skip
-    if (count == 1 or plan.schooling) and needed > 0.8 * (budget - spent):
+    if (count == 1 or plan.schooling) and needed > _MOST * (budget - spent):
         raise ShineError(
             f"Denoising {len(movie)} frames alone takes about {duration_text(needed)} here, too "
             f"much for a time budget of {duration_text(budget)}. Give --time-budget "
@@ -134,8 +134,11 @@ def reserve(
         plan = replace(plan, no_student=plan.no_student or said)
         if count == 1:
             hole = (plan.settings.hole,)
-            candidates = hole if plan.weak and plan.candidates else ()
-            plan = replace(plan, holes=hole, candidates=candidates, most_holes=1)
+            # The filter may know more of a weak picture than the network will: one or the other.
+            trying = measuring * linear + fitting
+            tried = plan.weak and plan.candidates and needed + trying < _MOST * (budget - spent)
+            needed += trying if tried else 0.0
+            plan = replace(plan, holes=hole, candidates=hole if tried else (), most_holes=1)
     return plan, needed
 
 
