@@ -249,7 +249,7 @@ def _check(
             f"frames_in must be odd numbers, as in 1,3,5,7, not {','.join(map(str, frames_in))}."
         )
     for c in methods:
-        if c.timed and c.budget_s is not None and c.budget_s >= limit:
+        if c.method.timed and c.budget_s is not None and c.budget_s >= limit:
             raise ShineError(
                 f"{c.title}: limit_s must be above its time budget of {c.budget_s:g} s: at "
                 f"{limit:g} s it would be stopped, and nothing kept."
@@ -313,7 +313,7 @@ def _tasks(
             matters += ("device",)
         if contender.kind != "ceiling":
             matters += ("hole",)
-        if contender.timed:
+        if method.timed:
             matters += ("time_budget_s",)
         if method.needs_training:
             matters += ("seed", "frames_in")

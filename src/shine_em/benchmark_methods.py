@@ -46,11 +46,6 @@ class Contender:
         return {DEFAULT: "job", CEILING: "ceiling"}.get(self.method.name, "method")
 
     @property
-    def timed(self) -> bool:
-        """Whether a time budget means something to it."""
-        return self.method.needs_training or self.method.hurries
-
-    @property
     def repeated(self) -> bool:
         """Whether it is run with every seed; the ceiling is a yardstick and run with the first."""
         return self.method.needs_training and self.kind != "ceiling"
@@ -83,8 +78,7 @@ def choose(names: str, time_budget_s: float | None) -> list[Contender]:
         name, at, text = (piece.strip() for piece in part.partition("@"))
         methods = [_OWN[name]] if name in _OWN else _picked(name)
         for method in methods:
-            timed = method.needs_training or method.hurries
-            if at and not timed:
+            if at and not method.timed:
                 raise ShineError(
                     f"{part}: {method.title} takes what it takes; leave the budget {at}{text} out."
                 )

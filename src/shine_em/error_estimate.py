@@ -179,7 +179,7 @@ class ErrorEstimator:
         def look() -> Iterator[_Seen]:
             bad = np.asarray(self.health.bad_pixels, bool)
             for t in self.frames:
-                good = self.normalisation.trusted(raw[t]) & ~bad
+                good = self.normalisation.trusted(raw[t], bad)
                 frame = np.where(good, raw[t], 0).astype(np.float64)
                 handed_on = probe[t] * (second[t] - first[t]) / _EPSILON
                 yield _Seen(
@@ -238,7 +238,7 @@ class ErrorEstimator:
                 continue
             frame, hidden = cut(self.movie.frame(i), here, by), cut(bad, here, by, fill=True)
             stack[slot] = n.apply(frame, hidden)
-            trusted[slot] = n.trusted(frame) & ~hidden
+            trusted[slot] = n.trusted(frame, hidden)
             shares[slot] = 1.0 if i == t else self._lasting(abs(i - t))
             if i == t:
                 raw = np.where(trusted[slot], frame, 0).astype(np.float64)

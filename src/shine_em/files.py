@@ -290,6 +290,7 @@ def report_data(
         },
         pixel_size_nm=movie.pixel_size_nm,
         frame_time_s=movie.frame_time_s,
+        intensity_unit=movie.intensity_unit,
         error=result.error,
         ensemble=result.ensemble,
         denoised_by=result.denoised_by,

@@ -92,7 +92,7 @@ class FrameWatch:
 
     def add(self, t: int, raw: np.ndarray, denoised: np.ndarray) -> None:
         """Look at frame ``t``, ``(y, x)`` raw and denoised, movie units."""
-        good = self.normalisation.trusted(raw) & ~np.asarray(self.health.bad_pixels, bool)
+        good = self.normalisation.trusted(raw, np.asarray(self.health.bad_pixels, bool))
         if self.health.blank[t] or not good.any():
             return
         frame = np.where(good, raw, 0).astype(np.float64)

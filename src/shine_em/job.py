@@ -255,6 +255,8 @@ def run(
     apart = model.config.frames + max(model.blinded_lags, default=0)
     observer = Observer(movie, health=plan.health, apart=apart)
     smearing = SmearDetector(movie.shape[1:], plan.settings.hole)
+    normalisation = Normalisation.of(plan.health)
+    bad = np.asarray(plan.health.bad_pixels, bool)
     restored = 0
     n = len(movie)
     with _rescued(model if trained_here else None):
@@ -263,7 +265,7 @@ def run(
         model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
         begun = time.monotonic()
         for done, (t, raw, frame) in enumerate(stream, start=1):
-            trusted = _trusted(raw, plan.health)
+            trusted = normalisation.trusted(raw, bad)
             frame, changed = keep_mean(raw, frame, trusted, plan.noise.sigma)
             restored += changed
             sink(t, frame)
@@ -468,9 +470,3 @@ def _error(movie: Movie, plan: Plan, denoiser: Denoiser, tell: Listener) -> Erro
 
 def _watch(plan: Plan, error: ErrorEstimate) -> FrameWatch:
     return FrameWatch(plan.health, plan.noise, Normalisation.of(plan.health), error)
-
-
-def _trusted(raw: np.ndarray, health: Health) -> np.ndarray:
-    """Return which pixels of a frame are neither bad nor spikes, ``(y, x)`` bool."""
-    good: np.ndarray = ~np.asarray(health.bad_pixels, bool) & Normalisation.of(health).trusted(raw)
-    return good

@@ -72,7 +72,7 @@ class NoiseProbe:
         if self.fixed:
             white = white + np.sqrt(self.fixed) * self._white(-1_000)
         raw = self.movie.frame(t)
-        good = self.normalisation.trusted(raw) & ~self.bad
+        good = self.normalisation.trusted(raw, self.bad)
         level = ndimage.gaussian_filter(
             np.where(good, raw, self.normalisation.location).astype(float), 2.0
         )

@@ -40,19 +40,18 @@ class Normalisation:
         scale = health.scale if health.scale > 0 else 1.0
         return cls(health.location, scale, health.spike_floor, health.spike_threshold)
 
-    def trusted(self, raw: np.ndarray) -> np.ndarray:
-        """Return where pixel values are finite and not spikes, as bool of the same shape."""
+    def trusted(self, raw: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
+        """Return where values are finite, no spikes and not ``bad``, as bool of the same shape."""
         good = (raw >= self.floor) & (raw <= self.ceiling)
-        return good & np.isfinite(raw) if raw.dtype.kind == "f" else good
+        if raw.dtype.kind == "f":
+            good &= np.isfinite(raw)
+        return good if bad is None else good & ~bad
 
     def apply(self, raw: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
         """Return float32 standardised values; untrusted and ``bad`` pixels become 0."""
         with np.errstate(over="ignore"):  # values too large for float32 are spikes
             x = (raw.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
-        good = self.trusted(raw)
-        if bad is not None:
-            good &= ~bad
-        return np.where(good, x, np.float32(0))
+        return np.where(self.trusted(raw, bad), x, np.float32(0))
 
     def invert(self, x: np.ndarray) -> np.ndarray:
         """Return float32 values in the movie's units."""
@@ -442,5 +441,5 @@ class PatchPool:
         )
 
     def _weight(self, run: _Run, t: int, here: tuple[slice, slice]) -> np.ndarray:
-        good = self.normalisation.trusted(run.pixels[run.numbers[t]][here])
-        return (good & ~run.excluded[here]).astype(np.float32)
+        raw = run.pixels[run.numbers[t]][here]
+        return self.normalisation.trusted(raw, run.excluded[here]).astype(np.float32)

@@ -239,10 +239,8 @@ def prepare(
                 f"The blind spot {hole[0]}x{hole[1]} is smaller than the noise correlation asks "
                 f"for ({noise.hole[0]}x{noise.hole[1]}): noise may survive as structure."
             )
-        if options.frames is None:
-            frames = window_frames(movie, health, weak=weak, preset=options.preset)
-            options = replace(options, frames=frames)
-        config, lags = _network(options, noise, hole, len(movie))
+        frames = options.frames or window_frames(movie, health, weak=weak, preset=options.preset)
+        config, lags = _network(options.preset, frames if len(movie) > 1 else 1, noise, hole)
         if noise.blinded_lags and config.kind == "paper":
             warnings.append(
                 "The noise is correlated in time, and the published network sees its neighbour "
@@ -350,7 +348,7 @@ def is_weak(movie: Movie, health: Health, noise: NoiseStatistics) -> bool:
     picked = np.linspace(0, len(targets) - 1, _LOOKED_AT).round().astype(int)
     whole = disturbed = 0.0
     for raw in (movie.frame(targets[i]) for i in picked):
-        good = raw[normalisation.trusted(raw) & ~bad].astype(np.float64)
+        good = raw[normalisation.trusted(raw, bad)].astype(np.float64)
         if len(good):
             whole += float(good.var())
             disturbed += float(noise_variance(noise, good.mean(), floor=False))
@@ -382,13 +380,11 @@ def window_frames(movie: Movie, health: Health, *, weak: bool, preset: str = "le
 
 
 def _network(
-    options: Options, noise: NoiseStatistics, hole: Hole, n: int
+    kind: str, frames: int, noise: NoiseStatistics, hole: Hole
 ) -> tuple[NetworkConfig, tuple[int, ...]]:
     """Return the network's layout, and the lags at which neighbours are blinded."""
-    frames = (options.frames or WINDOW) if n > 1 else 1
     radius = max(hole) // 2
     lags = tuple(noise.blinded_lags)
-    kind = options.preset
     channels = NetworkConfig.channels if kind == "lean" else 64
     if not lags or kind == "paper" or frames == 1:
         half = frames // 2

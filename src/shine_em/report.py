@@ -65,7 +65,7 @@ class ReportData:
         More that the user should know, in plain sentences.
     provenance
         Versions, seed, command, input hash, times: label → value.
-    pixel_size_nm, frame_time_s
+    pixel_size_nm, frame_time_s, intensity_unit
         Calibration; None where it is not known.
     denoised_by
         A sentence: whether the ensemble or a student distilled from it denoised, and why.
@@ -86,6 +86,7 @@ class ReportData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     pixel_size_nm: float | None = None
     frame_time_s: float | None = None
+    intensity_unit: str | None = None
     error: ErrorEstimate | None = None
     ensemble: Ensemble | None = None
     denoised_by: str = ""
@@ -244,7 +245,6 @@ def _page(report: ReportData) -> str:
     from . import report_figures as figures
 
     seen, noise = report.observations, report.noise
-    unit = report.movie.get("intensity unit", "unknown")
     result = _residual_test(report)
     kind, verdict = _verdict(report, result)
     here = files("shine_em")
@@ -269,7 +269,7 @@ def _page(report: ReportData) -> str:
         "loss": figures.loss_curve(report.training) if report.training.get("train_loss") else None,
         "snr": figures.snr_curve(seen, report.halves_snr) if seen.shape[0] > 1 else None,
         "means": figures.frame_means(seen),
-        "histogram": figures.histogram(seen, unit="" if unit == "unknown" else unit),
+        "histogram": figures.histogram(seen, unit=report.intensity_unit or ""),
         "drift": figures.drift_curve(report.drift)
         if report.drift is not None and report.drift.path.any()
         else None,

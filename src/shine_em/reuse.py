@@ -76,10 +76,10 @@ def brightness_offset(
     targets = Timeline(len(movie), health).targets()
     picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
     denoiser = Denoiser(model, device=device, precision=precision)
-    good = ~np.asarray(health.bad_pixels, bool)
+    bad = np.asarray(health.bad_pixels, bool)
     differences = []
     for _, raw, frame in denoiser.stream(movie, health, frames=picked):
-        trusted = good & model.normalisation.trusted(raw)
+        trusted = model.normalisation.trusted(raw, bad)
         differences.append(float((raw.astype(np.float64) - frame)[trusted].mean()))
     return model.offset + float(np.mean(differences)) / model.normalisation.scale
 

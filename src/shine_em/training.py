@@ -266,7 +266,7 @@ class _Trainer:
             y0, x0 = (int(rng.integers(max(1, n - edge + 1))) for n in movie.shape[1:])
             here = (slice(y0, y0 + edge), slice(x0, x0 + edge))
             centre = movie.frame(t)
-            weight = normalise.trusted(centre) & ~bad
+            weight = normalise.trusted(centre, bad)
             if hidden is not None:
                 weight &= hidden
             window = timeline.window(t, self.config.frames, mirror=self.pool.mirror)

@@ -227,7 +227,7 @@ def calibrate(
     sums = _Sums(noise, normalisation.location)
     for run in runs:
         for seen in look(denoiser, movie, health, probe, run):
-            sums.add(seen, probe(seen.t), normalisation.trusted(seen.raw) & ~bad)
+            sums.add(seen, probe(seen.t), normalisation.trusted(seen.raw, bad))
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -71,6 +71,11 @@ class Method:
     hole: tuple[int, int] | None = None
     hurries: bool = False
 
+    @property
+    def timed(self) -> bool:
+        """Whether a time budget means something to it."""
+        return self.needs_training or self.hurries
+
     def run(
         self,
         movie: Movie,

@@ -171,12 +171,12 @@ def denoise(
             device=device, precision=precision,
         )  # fmt: skip
     denoiser = Denoiser(model, device=device, precision=precision)
-    good = ~np.asarray(plan.health.bad_pixels, bool)
+    bad = np.asarray(plan.health.bad_pixels, bool)
     out = np.empty(movie.shape, np.float32)
     shifts = []
     for done, (t, raw, frame) in enumerate(denoiser.stream(movie, plan.health), start=1):
         out[t] = frame
-        trusted = good & normalisation.trusted(raw)
+        trusted = normalisation.trusted(raw, bad)
         if trusted.any() and not plan.health.blank[t]:
             shifts.append((raw.astype(np.float64) - frame)[trusted].mean())
         tell(Event("denoising", done, len(movie)))

@@ -124,8 +124,9 @@ def supervised(
     where = pick_device(device)
     precision = pick_precision(where)
     health = check(movie)
-    weak = is_weak(movie, health, noise_of(movie, health))
-    frames = frames or window_frames(movie, health, weak=weak)
+    if frames is None:
+        weak = is_weak(movie, health, noise_of(movie, health))
+        frames = window_frames(movie, health, weak=weak)
     normalisation = Normalisation.of(health)
     timeline = Timeline(len(movie), health)
     train, validation, test = split_frames(timeline.targets())

@@ -247,7 +247,7 @@ def _held_out(
     middle = tuple(slice(max(0, n // 2 - 64), n // 2 + 64) for n in movie.shape[1:])
     samples = []
     for t in frames or timeline.targets()[:1]:
-        weight = normalisation.trusted(movie.frame(t)) & ~bad
+        weight = normalisation.trusted(movie.frame(t), bad)
         if hidden is not None:
             weight &= hidden
         if weight[middle].any():
