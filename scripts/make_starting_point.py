@@ -30,12 +30,13 @@ from scipy.ndimage import gaussian_filter
 
 from shine_em.linear import window_offsets
 from shine_em.network import Hole, NetworkConfig, build
-from shine_em.optimiser import optimisers
+from shine_em.optimiser import Muon, optimisers
 from shine_em.pacing import learning_rate
 from shine_em.simulate import SCENES
 
 CROP, BATCH, FRAMES = 128, 2, 16
 RATE, HALF_LIFE = 2e-3, 140  # peak learning rate; steps over which weights are averaged
+MOMENTUM = 0.95  # of the shipped weights; trainings on a movie have less
 SNR_DB = (-25.0, 8.0)
 # Quiet examples must count beside loud ones, whose squared errors are larger.
 LOUDNESS, QUIETEST = 0.7, 0.003
@@ -173,6 +174,9 @@ def main() -> None:
     named = dict(network.named_parameters())
     average = {k: v.detach().clone() for k, v in named.items()}
     several = optimisers("muon", named, RATE)
+    for optimiser in several:
+        if isinstance(optimiser, Muon):
+            optimiser.momentum = MOMENTUM
 
     def batch(step: int) -> tuple[Hole, int, torch.Tensor, torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([given.seed, step])

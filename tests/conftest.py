@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ DATA = Path(os.environ.get("SHINE_DATA", Path(__file__).parents[2] / "shared" / 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep numerics reproducible and polite on a shared machine."""
     os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """Let PyTorch use two cores, as on the machines of users."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

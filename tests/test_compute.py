@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from shine_em.compute import (
     PRECISIONS,
+    Lanes,
     autocast,
     keep_freed_memory,
     peak_memory_bytes,
     pick_device,
     pick_precision,
+    shared_evenly,
 )
 from shine_em.errors import ShineError
 
@@ -97,3 +101,45 @@ def test_keeping_freed_memory_is_harmless_everywhere(monkeypatch: pytest.MonkeyP
     for platform in ("linux", "darwin", "win32"):
         monkeypatch.setattr(sys, "platform", platform)
         keep_freed_memory()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_lanes_keep_the_order_and_look_little_ahead(count: int) -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for n in range(9):
+            taken.append(n)
+            yield n
+
+    with Lanes(count) as lanes:
+        for k, made in enumerate(lanes.map(lambda n: n * n, numbers())):
+            assert made == k * k
+            assert len(taken) <= k + count + 1
+    assert taken == list(range(9))
+
+
+def test_lanes_share_the_cores_and_leave_other_threads_theirs(two_cores: None) -> None:
+    def cores(_: object = None) -> int:
+        return torch.get_num_threads()
+
+    assert (shared_evenly(1), shared_evenly(2), shared_evenly(3)) == (1, 2, 2)
+    before = threading.active_count()
+    with Lanes(2) as lanes:
+        assert list(lanes.map(cores, range(6))) == [1] * 6
+        assert cores() == 2
+        found: list[int] = []
+        other = threading.Thread(target=lambda: found.append(cores()))
+        other.start()
+        other.join()
+        assert found == [2]
+    assert threading.active_count() == before
+
+
+def test_an_error_in_a_lane_reaches_the_caller(two_cores: None) -> None:
+    def fail(n: int) -> int:
+        return 1 // n
+
+    with pytest.raises(ZeroDivisionError), Lanes(2) as lanes:
+        list(lanes.map(fail, [2, 1, 0, 1]))
+    assert not [t for t in threading.enumerate() if t.name.startswith("lane")]

@@ -358,3 +358,16 @@ def test_mean_tolerance_is_half_a_percent_or_a_fiftieth_of_the_noise() -> None:
     assert mean_tolerance(1000.0, 1.0) == pytest.approx(5.0)
     assert mean_tolerance(-1000.0, 1.0) == pytest.approx(5.0)
     assert mean_tolerance(0.0, 10.0) == pytest.approx(0.2)
+
+
+def test_frames_side_by_side_are_those_of_one_after_the_other(two_cores: None) -> None:
+    raw, trained = noisy(9, 40, 36), model()
+    denoiser = Denoiser(trained)
+    movie, health = Movie.from_array(raw), healthy(raw.shape)
+    assert denoiser._lanes(raw.shape[1:]) == 2
+    assert denoiser._lanes((1500, 1500)) == 1  # the memory of one tile, whatever the frame
+    together = list(denoiser.stream(movie, health))
+    assert [t for t, _, _ in together] == list(range(9))
+    for t, seen, out in together:
+        np.testing.assert_array_equal(seen, raw[t])
+        np.testing.assert_allclose(out, frame(trained, raw, health, t), rtol=1e-5)

@@ -382,3 +382,12 @@ def _correlation(frames: list[np.ndarray], reach: int = 8) -> np.ndarray:
             for j in range(2 * reach + 1):
                 total[i, j] += (frame * padded[i : i + height, j : j + width]).mean()
     return total / total[reach, reach]
+
+
+@pytest.mark.parametrize("taper", [0.0, 0.25, 0.5, 1.0])
+def test_the_tukey_window_is_scipys(taper: float) -> None:
+    from scipy.signal.windows import tukey
+
+    for shape in ((8, 9), (64, 37), (1, 16)):
+        expected = np.multiply.outer(*(tukey(n, taper) for n in shape))
+        np.testing.assert_allclose(metrics.tukey_window(shape, taper), expected, atol=1e-12)

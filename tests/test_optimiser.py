@@ -1,9 +1,12 @@
 """Muon: what its directions are, and that it minimises."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from shine_em.optimiser import Muon, orthogonalised
+from shine_em.optimiser import Adam, Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shapes", [[(4, 9)], [(9, 4), (3, 3)], [(16, 144), (1, 5), (32, 288)]])
@@ -36,8 +39,32 @@ def test_it_finds_a_minimum_and_skips_what_has_no_gradient() -> None:
     optimiser = Muon([moved, kept], lr=0.1)
     for step in range(300):
         optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 300)
-        optimiser.zero_grad(set_to_none=True)
+        moved.grad = None
         (moved - target).square().sum().backward()
         optimiser.step()
     assert float((moved.detach() - target).abs().max()) < 0.05
     assert torch.equal(kept.detach(), torch.ones(2, 2))
+
+
+def test_adam_is_adam() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(3, 4), torch.randn(5)]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    pair = Adam(ours, lr=0.03), torch.optim.Adam(theirs, lr=0.03)
+    for step in range(30):
+        for params, optimiser in zip((ours, theirs), pair, strict=True):
+            for k, p in enumerate(params):  # the second one has a gradient now and then
+                p.grad = torch.sin(7 * p.detach() + step) if k == 0 or step % 3 == 0 else None
+            optimiser.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_lean_recipe_loads_no_compiler() -> None:
+    code = (
+        "import sys; from shine_em.network import NetworkConfig, build;"
+        "from shine_em.optimiser import optimisers;"
+        "optimisers('muon', dict(build(NetworkConfig()).named_parameters()), 1e-3);"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -115,3 +115,15 @@ def test_a_path_can_be_given(tmp_path: Path) -> None:
         assert result.movie.name == "movie"
     with pytest.raises(shine.ShineError, match=r"absent\.tif"):
         shine.denoise("absent.tif", model=trained)
+
+
+def test_a_job_loads_nothing_that_is_slow_to_load_and_not_needed() -> None:
+    """Each of these takes one to three seconds, which a job of a minute would rather learn in."""
+    code = (
+        "import sys, numpy as np, shine_em as shine;"
+        "noise = np.random.default_rng(0).poisson(20, (12, 40, 40)).astype('u2');"
+        "shine.denoise(noise, steps=2);"
+        "slow = {'torch._dynamo', 'scipy.signal', 'scipy.stats', 'matplotlib'} & set(sys.modules);"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

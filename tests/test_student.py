@@ -23,7 +23,7 @@ from shine_em.error_estimate import ErrorEstimator
 from shine_em.errors import ShineError
 from shine_em.job import train_model
 from shine_em.movie import Movie
-from shine_em.planning import Options, Plan, prepare
+from shine_em.planning import Options, Plan, averaged_holes, prepare
 from shine_em.student import WIDTHS, Student, StudentNetwork
 
 STEPS = 40
@@ -250,12 +250,15 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     assert asked.schooling is not None
     assert asked.schooling.ensemble_s is None
     weak = planned(Movie.from_array(noisy(30, 24, 24, dose=0.2)), 1.0, student="never")
-    assert weak.candidates == weak.holes == (weak.settings.hole,)  # and the filter beside it
+    assert weak.holes == (weak.settings.hole,)
+    assert weak.with_filter
     slow = planned(few, 2.0)
     assert slow.schooling is None
     assert "longer than it saves" in slow.no_student
     assert slow.holes == (slow.settings.hole,)
-    assert slow.candidates == ()
+    assert slow.candidates == averaged_holes(slow.settings.hole)  # one of the two
+    assert slow.most_holes == 1
+    assert not slow.with_filter
     long = planned(many, 0.2)
     assert long.schooling is not None
     assert long.schooling.ensemble_s is not None

@@ -97,6 +97,21 @@ def assert_same_training(a: TrainedState, b: TrainedState) -> None:
 OPTIMISERS = ["muon", "adam", "radam"]
 
 
+@pytest.mark.parametrize("batch", [2, 3])
+def test_samples_side_by_side_teach_what_a_batch_does(
+    batch: int, two_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(QUICK, batch=batch, steps=8)
+    together = run(settings=settings)
+    assert_same_training(together, run(settings=settings))
+    monkeypatch.setattr("shine_em.training.shared_evenly", lambda most: 1)
+    alone = run(settings=settings)
+    for (_, a), (_, b) in zip(together.train_loss, alone.train_loss, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    for name, tensor in together.best.items():
+        torch.testing.assert_close(tensor, alone.best[name], rtol=0.02, atol=2e-3)
+
+
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_the_same_seed_gives_the_same_bits(optimiser: str) -> None:
     settings = replace(QUICK, optimiser=optimiser, steps=6)

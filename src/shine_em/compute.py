@@ -6,20 +6,30 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Self, TypeVar
 
 import torch
 
 from .errors import ShineError
 
 __all__ = [
+    "Lanes",
     "autocast",
     "keep_freed_memory",
     "peak_memory_bytes",
     "pick_device",
     "pick_precision",
     "return_freed_memory",
+    "shared_evenly",
 ]
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -75,6 +85,70 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=kind)
 
 
+def shared_evenly(most: int) -> int:
+    """Return the most lanes, up to ``most``, that share this processor's cores evenly."""
+    if not torch.backends.openmp.is_available():  # elsewhere threads cannot be told their share
+        return 1
+    cores = torch.get_num_threads()
+    return max(n for n in range(1, max(1, min(most, cores)) + 1) if cores % n == 0)
+
+
+class Lanes:
+    """Threads that compute side by side, each with an equal share of the cores.
+
+    A network with few channels does not keep several cores busy at once: two frames side by side,
+    each on half of the cores, are done sooner than one after the other on all of them, and what
+    the caller does with finished frames goes on meanwhile.
+
+    Parameters
+    ----------
+    count
+        Lanes; with one, everything is done in the caller's thread.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self.count > 1:
+            cores = torch.get_num_threads()
+            ready = threading.Barrier(self.count + 1)
+
+            def begin() -> None:
+                torch.set_num_threads(max(1, cores // self.count))
+                torch.get_num_threads()  # takes this for good: it is looked up once per thread
+                ready.wait()
+
+            self._pool = ThreadPoolExecutor(self.count, "lane", initializer=begin)
+            for _ in range(self.count):
+                self._pool.submit(int)
+            ready.wait()
+            torch.set_num_threads(cores)  # what is set in one thread is what new ones begin with
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def map(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+        """Yield ``function(item)`` in order, having begun as many further ones as there are lanes.
+
+        Items are taken in the caller's thread, when there is a lane for them.
+        """
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        begun: deque[Future[Made]] = deque()
+        for item in items:
+            begun.append(self._pool.submit(function, item))
+            if len(begun) > self.count:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to reuse freed feature maps instead of returning them to the system.
 
@@ -85,10 +159,11 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+        trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, 512 << 20)
         libc.mallopt(top_pad, 64 << 20)
+        libc.mallopt(arena_max, 1)  # one store for all lanes, instead of one for each
 
 
 def return_freed_memory() -> None:

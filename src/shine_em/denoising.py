@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .checkpoint import Model
-from .compute import autocast, return_freed_memory
+from .compute import Lanes, autocast, return_freed_memory, shared_evenly
 from .doctor import Health
 from .linear import LinearPrediction
 from .metrics import snr
@@ -34,6 +35,7 @@ LEAST_FRAMES = 6  # usable ones that comparing even and odd frames takes
 # Widest tile, halo included: keeps a pass of the lean network under about 1 GB, the paper's (576
 # channels at full resolution) under 2 GB.
 _TILE = {"lean": 1024, "paper": 512}
+_LANES = 4  # most frames side by side
 _TIDY_EVERY = 8  # frames
 
 
@@ -238,22 +240,42 @@ class Denoiser:
         pick = timeline.half_window if halves else timeline.window
         cache = _FrameCache(movie, health, model, keep=2 * model.config.frames + 2)
         most = 8 if self.device.type == "cuda" else 1
-        pending: list[tuple[int, Window]] = []
-        for k, t in enumerate(range(len(movie)) if frames is None else frames):
-            if k % _TIDY_EVERY == 0:
-                return_freed_memory()
-            window = pick(int(t), model.config.frames, mirror=model.config.kind == "paper")
-            if pending and (
-                len(pending) == most or timeline.shift(pending[0][1]) != timeline.shift(window)
-            ):
-                yield from self._batch(pending, cache, timeline)
-                pending = []
-            pending.append((int(t), window))
-        yield from self._batch(pending, cache, timeline)
+
+        def batches() -> Iterator[_Batch]:
+            pending: list[tuple[int, Window]] = []
+            for k, t in enumerate(range(len(movie)) if frames is None else frames):
+                if k % _TIDY_EVERY == 0:
+                    return_freed_memory()
+                window = pick(int(t), model.config.frames, mirror=model.config.kind == "paper")
+                if pending and (
+                    len(pending) == most or timeline.shift(pending[0][1]) != timeline.shift(window)
+                ):
+                    yield self._batch(pending, cache, timeline)
+                    pending = []
+                pending.append((int(t), window))
+            if pending:
+                yield self._batch(pending, cache, timeline)
+
+        def denoised(batch: _Batch) -> tuple[_Batch, np.ndarray]:
+            return batch, self.predict(batch.windows, batch.shift)
+
+        with Lanes(self._lanes(movie.shape[1:])) as lanes:
+            for batch, predicted in lanes.map(denoised, batches()):
+                for t, raw, x in zip(batch.numbers, batch.raw, predicted, strict=True):
+                    # A blanked frame holds no picture to restore: it is handed on as it is.
+                    good = timeline.usable[t]
+                    yield t, raw, model.normalisation.invert(x) if good else raw.astype(np.float32)
+
+    def _lanes(self, shape: tuple[int, int]) -> int:
+        """Return how many frames are denoised side by side, in the memory of one widest tile."""
+        if self.device.type != "cpu" or self.model.config.kind == "paper":
+            return 1
+        pixels = min(shape[0], self.tile) * min(shape[1], self.tile)
+        return shared_evenly(min(_LANES, _TILE["lean"] ** 2 // pixels))
 
     def _batch(
         self, pending: list[tuple[int, Window]], cache: _FrameCache, timeline: Timeline
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    ) -> _Batch:
         empty = np.zeros(cache.bad.shape, np.float32)
         whole = (slice(None), slice(None))
         stacks = np.stack(
@@ -265,13 +287,19 @@ class Denoiser:
                 for _, window in pending
             ]
         )
-        shift = timeline.shift(pending[0][1])
-        predicted = self.predict(stacks, shift)
-        for (t, _), x in zip(pending, predicted, strict=True):
-            raw = cache[t][0]
-            # A blanked frame holds no picture to restore: it is handed on as it is.
-            good = timeline.usable[t]
-            yield t, raw, self.model.normalisation.invert(x) if good else raw.astype(np.float32)
+        numbers = [t for t, _ in pending]
+        return _Batch(
+            numbers, [cache[t][0] for t in numbers], stacks, timeline.shift(pending[0][1])
+        )
+
+
+class _Batch(NamedTuple):
+    """Frames to be denoised in one pass."""
+
+    numbers: list[int]
+    raw: list[np.ndarray]
+    windows: np.ndarray  # (b, frames, h, w), normalised
+    shift: int
 
 
 class _FrameCache:
@@ -370,9 +398,8 @@ def halves(
     if len(timeline.targets()) < LEAST_FRAMES or not starts:
         return
     normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
-    for i in np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int)):
-        t = starts[i]
-        (_, raw_a, a), (_, raw_b, b) = denoiser.stream(
-            movie, health, frames=[t, t + 1], halves=True
-        )
+    picked = np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))
+    frames = [t for i in picked for t in (starts[i], starts[i] + 1)]
+    stream = denoiser.stream(movie, health, frames=frames, halves=True)
+    for (t, raw_a, a), (_, raw_b, b) in zip(stream, stream, strict=True):
         yield t, (normalise(raw_a, bad), normalise(raw_b, bad)), (a, b)

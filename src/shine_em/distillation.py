@@ -401,7 +401,7 @@ def _train(
     planner = Planner(None if steps else seconds, time.monotonic(), first=0)
     step = 0
     while steps is None or step < steps:
-        rate = learning_rate(_RATE, step, steps or 1000, warmup=recipe.warmup)
+        rate = learning_rate(_RATE, step, steps or 1000, warmup=recipe.warmup, decay=recipe.decay)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]

@@ -160,6 +160,7 @@ def measure_ensemble(
     candidates: Sequence[Hole],
     *,
     most: int,
+    with_filter: bool = True,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     tile: int | None = None,
@@ -174,6 +175,8 @@ def measure_ensemble(
         The trained model; its own holes and offset have no effect.
     candidates, most
         Holes to choose from, and most holes to choose.
+    with_filter
+        Whether the linear prediction is measured on the movie, and a candidate.
     device, precision, tile
         As for `Denoiser`.
 
@@ -182,17 +185,20 @@ def measure_ensemble(
     Model, Ensemble
         The model with the holes, the weights and the linear prediction that were chosen.
     """
-    linear = fit_linear(
-        movie, health, model.config, model.normalisation, model.hole,
-        seed=model.state.settings.seed,
-    )  # fmt: skip
+    linear = None
+    if with_filter:
+        linear = fit_linear(
+            movie, health, model.config, model.normalisation, model.hole,
+            seed=model.state.settings.seed,
+        )  # fmt: skip
     model = replace(model, linear=linear)
     denoiser = Denoiser(
-        model, device=device, precision=precision, holes=list(candidates), tile=tile, linear=True
-    )
+        model, device=device, precision=precision, holes=list(candidates), tile=tile,
+        linear=with_filter,
+    )  # fmt: skip
     estimator = ErrorEstimator.for_model(model, movie, health, noise)
     found = choose(estimator.matrix(denoiser.predict_each), candidates, most=most)
-    kept = replace(linear, share=found.share) if found.share else None
+    kept = replace(linear, share=found.share) if linear is not None and found.share else None
     return replace(model, holes=found.holes, weights=found.weights, linear=kept), found
 
 

@@ -411,7 +411,7 @@ def _fit(
             tell(Event("choosing the holes", 0, 1))
             model, ensemble = measure_ensemble(
                 movie, plan.health, plan.noise, model, plan.candidates, most=plan.most_holes,
-                device=device, precision=precision, tile=options.tile,
+                with_filter=plan.with_filter, device=device, precision=precision, tile=options.tile,
             )  # fmt: skip
             plan = replace(
                 plan, holes=ensemble.holes, ensemble=ensemble,

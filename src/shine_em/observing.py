@@ -263,9 +263,8 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 def _log_power(image: np.ndarray) -> np.ndarray:
     """Return log10 of the power spectrum of a Hann-windowed frame, zero frequency in the middle."""
     from scipy.fft import fft2, fftshift
-    from scipy.signal.windows import hann
 
-    window = np.multiply.outer(*(hann(n, sym=False) for n in image.shape)).astype(np.float32)
+    window = np.multiply.outer(*(np.hanning(n + 1)[:n] for n in image.shape)).astype(np.float32)
     if not window.any():
         window = np.ones_like(window)
     spectrum = fft2((image - image.mean()) * window)

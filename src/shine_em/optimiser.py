@@ -13,13 +13,93 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Muon", "dump_state", "load_state", "optimisers", "orthogonalised"]
+__all__ = [
+    "Adam",
+    "Muon",
+    "Optimiser",
+    "dump_state",
+    "load_state",
+    "optimisers",
+    "orthogonalised",
+]
 
 # Quintic Newton–Schulz iteration of the reference above: drives all singular values to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+class _Optimiser:
+    """The little of `torch.optim.Optimizer` that is needed here.
+
+    That class, as it is made, imports a compiler that is never used: two seconds of every job.
+    """
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> None:
+        given = list(params)
+        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        self.param_groups: list[dict[str, Any]] = [{"lr": lr, **group} for group in groups]  # type: ignore[dict-item]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move all parameters that have a gradient."""
+        for group in self.param_groups:
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._move(params, [p.grad for p in params], group["lr"])
+
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        raise NotImplementedError
+
+    def _kept(self, params: list[Tensor], key: str) -> list[Tensor]:
+        """Return what is remembered of each parameter, zeros at first."""
+        states = [self.state.setdefault(p, {}) for p in params]
+        for p, state in zip(params, states, strict=True):
+            if key not in state:
+                state[key] = torch.zeros_like(p)
+        return [state[key] for state in states]
+
+
+class Adam(_Optimiser):
+    """Adam (D. P. Kingma, J. Ba, ICLR 2015, algorithm 1), with the usual decay rates."""
+
+    decay = 0.9, 0.999
+    epsilon = 1e-8
+
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        means, squares = self._kept(params, "exp_avg"), self._kept(params, "exp_avg_sq")
+        first, second = self.decay
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        # Each has its own count: without a gradient it does not move.
+        counts = [self.state[p].setdefault("step", torch.zeros(())).add_(1).item() for p in params]
+        sizes = torch._foreach_sqrt(torch._foreach_div(squares, [1 - second**n for n in counts]))
+        torch._foreach_add_(sizes, self.epsilon)
+        torch._foreach_addcdiv_(params, means, sizes, [-rate / (1 - first**n) for n in counts])
+
+
+class Muon(_Optimiser):
+    """Momentum with orthogonalised direction, for parameters that are stacks of kernels.
+
+    Parameters
+    ----------
+    params
+        ``(outputs, inputs, ...)``, each seen as a matrix of ``outputs`` rows.
+    lr
+        Rate: the singular values of a step.
+    """
+
+    momentum = 0.9  # the share of the old momentum that a step keeps
+
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        momenta = self._kept(params, "momentum")
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, momenta, self.momentum)  # Nesterov
+        directions = orthogonalised([g.flatten(1) for g in ahead])
+        for p, direction in zip(params, directions, strict=True):
+            rows, columns = direction.shape
+            p.sub_(direction.view(p.shape), alpha=rate * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonalised(matrices: Sequence[Tensor], *, steps: int = 5) -> list[Tensor]:
@@ -36,69 +116,35 @@ def orthogonalised(matrices: Sequence[Tensor], *, steps: int = 5) -> list[Tensor
         Newton–Schulz iterations; five bring singular values to about 0.7–1.2.
     """
     wide = [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
-    wide = [m / (m.norm() + 1e-7) for m in wide]
-    size = max(m.shape[0] for m in wide)
-    gram = torch.stack([F.pad(m @ m.mT, (0, size - len(m)) * 2) for m in wide])
-    identity = torch.eye(size, device=gram.device, dtype=gram.dtype)
-    product = identity.expand_as(gram)
-    for _ in range(steps):
-        factor = _A * identity + _B * gram + _C * (gram @ gram)
-        product = factor @ product
-        gram = factor @ factor @ gram
-    done = [p[: len(m), : len(m)] @ m for p, m in zip(product, wide, strict=True)]
-    return [d.mT if m.shape[0] > m.shape[1] else d for d, m in zip(done, matrices, strict=True)]
+    rows, columns = (max(m.shape[i] for m in wide) for i in (0, 1))
+    stack = wide[0].new_zeros(len(wide), rows, columns)
+    views = [padded[: m.shape[0], : m.shape[1]] for padded, m in zip(stack, wide, strict=True)]
+    torch._foreach_copy_(views, wide)
+    stack /= torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True) + 1e-7
+    gram = stack @ stack.mT
+    product = None
+    for left in reversed(range(steps)):
+        factor = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+        factor.diagonal(dim1=1, dim2=2).add_(_A)
+        product = factor if product is None else factor @ product
+        if left:
+            gram = factor @ factor @ gram
+    done = (stack if product is None else product @ stack).unbind()
+    return [
+        d[: m.shape[1], : m.shape[0]].mT
+        if m.shape[0] > m.shape[1]
+        else d[: m.shape[0], : m.shape[1]]
+        for d, m in zip(done, matrices, strict=True)
+    ]
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised direction, for parameters that are stacks of kernels.
-
-    Parameters
-    ----------
-    params
-        ``(outputs, inputs, ...)``, each seen as a matrix of ``outputs`` rows.
-    lr
-        Rate: the singular values of a step.
-    momentum
-        Share of the old momentum that a step keeps.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        *,
-        momentum: float = 0.95,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move all parameters that have a gradient."""
-        for group in self.param_groups:
-            self._move([p for p in group["params"] if p.grad is not None], group)
-
-    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in params if p.grad is not None]
-        for p in params:
-            if "momentum" not in self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum"] for p in params]
-        keep = group["momentum"]
-        torch._foreach_lerp_(momenta, gradients, 1 - keep)
-        ahead = torch._foreach_lerp(gradients, momenta, keep)  # Nesterov
-        directions = orthogonalised([g.flatten(1) for g in ahead])
-        for p, direction in zip(params, directions, strict=True):
-            rows, columns = direction.shape
-            p.sub_(direction.view(p.shape), alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
-
+Optimiser = Adam | Muon | torch.optim.RAdam
 
 # How much faster than Adam's parameters Muon's kernels move.
 _KERNEL_RATIO = 7.0
 
 
-def optimisers(
-    kind: str, named: dict[str, torch.nn.Parameter], rate: float
-) -> list[torch.optim.Optimizer]:
+def optimisers(kind: str, named: dict[str, torch.nn.Parameter], rate: float) -> list[Optimiser]:
     """Return the optimisers of a network; each group's ``ratio`` multiplies the common rate.
 
     Parameters
@@ -111,8 +157,10 @@ def optimisers(
         Peak learning rate.
     """
     if kind != "muon":
-        one = torch.optim.RAdam if kind == "radam" else torch.optim.Adam
-        return [one([{"params": list(named.values()), "ratio": 1.0}], lr=rate)]
+        everything = [{"params": list(named.values()), "ratio": 1.0}]
+        if kind == "radam":
+            return [torch.optim.RAdam(everything, lr=rate)]
+        return [Adam(everything, lr=rate)]
 
     def is_kernel(name: str, p: Tensor) -> bool:
         # The gradients of a stem's changes come and go, which momentum does not suit.
@@ -122,12 +170,12 @@ def optimisers(
     others = [p for name, p in named.items() if not is_kernel(name, p)]
     return [
         Muon([{"params": kernels, "ratio": _KERNEL_RATIO}], lr=rate),
-        torch.optim.Adam([{"params": others, "ratio": 1.0}], lr=rate, fused=True),
+        Adam([{"params": others, "ratio": 1.0}], lr=rate),
     ]
 
 
 def dump_state(
-    several: list[torch.optim.Optimizer], named: dict[str, torch.nn.Parameter]
+    several: Sequence[Optimiser], named: dict[str, torch.nn.Parameter]
 ) -> dict[str, Tensor]:
     """Flatten the optimisers' state to named tensors."""
     return {
@@ -139,7 +187,7 @@ def dump_state(
 
 
 def load_state(
-    several: list[torch.optim.Optimizer],
+    several: Sequence[Optimiser],
     named: dict[str, torch.nn.Parameter],
     flat: dict[str, Tensor],
 ) -> None:
@@ -148,8 +196,6 @@ def load_state(
     for path, value in flat.items():
         name, key = path.rsplit("/", 1)
         optimiser, p = owner[id(named[name])], named[name].detach()
-        if value.ndim:  # in the parameter's memory layout: fused kernels read both side by side
-            kept = torch.empty_like(p).copy_(value)
-        else:  # a step count; fused kernels want it beside the parameter
-            kept = value.to(p.device if optimiser.defaults.get("fused") else "cpu", copy=True)
-        optimiser.state[named[name]][key] = kept
+        # In the parameter's memory layout; a count stays on the CPU.
+        kept = torch.empty_like(p).copy_(value) if value.ndim else value.to("cpu", copy=True)
+        optimiser.state.setdefault(named[name], {})[key] = kept

@@ -81,10 +81,24 @@ class Planner:
         return self.seconds is not None and time.monotonic() - self.started > self.seconds
 
 
-def learning_rate(peak: float, step: int, steps: int, *, warmup: float) -> float:
-    """Return the rate of a step: linear warm-up over a fraction of the steps, then cosine to 0."""
+def learning_rate(
+    peak: float, step: int, steps: int, *, warmup: float, decay: str = "cosine"
+) -> float:
+    """Return the rate of a step: linear warm-up over a fraction of the steps, then down to 0.
+
+    Parameters
+    ----------
+    peak
+        The highest rate.
+    step, steps
+        The step, from 0, and how many there are.
+    warmup
+        Fraction of the steps spent warming up.
+    decay
+        The way down: "cosine" or "linear".
+    """
     warm = max(1.0, warmup * steps)
     if step < warm:
         return peak * (step + 1) / warm
-    done = (step - warm) / max(1.0, steps - warm)
-    return 0.5 * peak * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, (step - warm) / max(1.0, steps - warm))
+    return peak * (1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))

@@ -141,9 +141,10 @@ class Plan:
     """What was measured of a movie, and what is to be done with it.
 
     Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
-    trained; ``ensemble`` says which. ``holes`` are those to average over as long as nothing was
-    measured, or where nothing is to be chosen. ``schooling`` says how a student is to be made,
-    ``no_student`` why none is. ``weak`` is what `is_weak` says of the picture.
+    trained, and the linear prediction beside them if ``with_filter``; ``ensemble`` says which.
+    ``holes`` are those to average over as long as nothing was measured, or where nothing is to be
+    chosen. ``schooling`` says how a student is to be made, ``no_student`` why none is. ``weak`` is
+    what `is_weak` says of the picture.
     """
 
     health: Health
@@ -155,6 +156,7 @@ class Plan:
     drift: Drift | None = None  # None where it was not measured
     candidates: tuple[Hole, ...] = ()
     most_holes: int = CANDIDATES
+    with_filter: bool = True
     ensemble: Ensemble | None = None
     schooling: Schooling | None = None
     no_student: str = ""

@@ -23,9 +23,9 @@ from itertools import pairwise
 import numpy as np
 from scipy.fft import irfft2, rfft2
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal.windows import tukey
 
 from .doctor import Health
+from .metrics import tukey_window
 from .movie import Movie
 from .noise import NoiseStatistics
 from .patches import Normalisation
@@ -207,8 +207,7 @@ class _Correlator:
             for n in movie.shape[1:]
         )
         self.shape = tuple(s.stop - s.start for s in self.middle)
-        edge_y, edge_x = (tukey(n, 0.25).astype(np.float32) for n in self.shape)
-        self.taper = np.outer(edge_y, edge_x)
+        self.taper = tukey_window((self.shape[0], self.shape[1]), 0.25).astype(np.float32)
         sampled = sorted({t for pair in pairs for t in pair})
         energy = float((self.taper**2).sum())
         power = np.mean([np.abs(self._spectrum(t)) ** 2 for t in sampled], axis=0) / energy

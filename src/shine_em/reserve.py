@@ -16,7 +16,7 @@ from .linear import blank, fit_passes
 from .movie import Movie
 from .network import NetworkConfig, build
 from .patches import Normalisation
-from .planning import Options, Plan
+from .planning import Options, Plan, averaged_holes
 from .student import Student, StudentNetwork
 from .training import TrainedState
 from .uncertainty import calibrating_frames, probing_s
@@ -45,8 +45,9 @@ def reserve(
     """Return the seconds to keep for everything after training, and the plan that fits in them.
 
     Where the ensemble would take half of the whole time or more, a student takes its place if it
-    saves time, the time to make it included; otherwise the measured hole alone. Where the picture
-    is weak, the linear prediction alone may take that hole's place, by its estimated error.
+    saves time, the time to make it included; otherwise one hole alone, the measured one or the
+    next smaller, by estimated error. Where the picture is weak, the linear prediction may take
+    its place.
 
     Parameters
     ----------
@@ -133,12 +134,17 @@ def reserve(
     if plan.schooling is None:
         plan = replace(plan, no_student=plan.no_student or said)
         if count == 1:
-            hole = (plan.settings.hole,)
+            hole = plan.settings.hole
+            # A smaller hole may be better than the measured one, and takes no longer.
+            few = averaged_holes(hole) if plan.candidates else ()
+            needed += measuring * each if few else 0.0
             # The filter may know more of a weak picture than the network will: one or the other.
             trying = measuring * linear + fitting
-            tried = plan.weak and plan.candidates and needed + trying < _MOST * (budget - spent)
+            tried = plan.weak and bool(few) and needed + trying < _MOST * (budget - spent)
             needed += trying if tried else 0.0
-            plan = replace(plan, holes=hole, candidates=hole if tried else (), most_holes=1)
+            plan = replace(
+                plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried
+            )  # fmt: skip
     return plan, needed
 
 

@@ -37,6 +37,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import ShineError
+from .metrics import tukey_window
 from .movie import Movie
 
 __all__ = ["APART", "ResidualSpectra", "ResidualTest", "residual_structure", "with_error"]
@@ -129,9 +130,7 @@ class ResidualSpectra:
         self.shape = (int(shape[0]), int(shape[1]))
         half = (self.shape[0], self.shape[1] // 2 + 1)
         self.frames = 0
-        self._taper = np.asarray(
-            np.multiply.outer(*(_tukey(n) for n in self.shape)), dtype=np.float32
-        )
+        self._taper = tukey_window(self.shape, 0.25).astype(np.float32)
         self._residual_power = np.zeros(half)
         self._picture_power = np.zeros(half)
         self._cross_power = np.zeros(half)
@@ -357,13 +356,6 @@ def _contrast(slope: float, error: float) -> tuple[float, float]:
     """Return a / (1 + a) and its standard error; below zero, where nothing is lost, a itself."""
     whole = 1 + max(slope, 0.0)
     return slope / whole, error / whole**2
-
-
-def _tukey(size: int) -> np.ndarray:
-    from scipy.signal.windows import tukey
-
-    window: np.ndarray = tukey(size, 0.25)
-    return window
 
 
 def _smoothed(spectrum: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

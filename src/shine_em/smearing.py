@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import maximum_filter
-from scipy.stats import gamma, kurtosis, norm, skew
+from scipy.special import gammainccinv, ndtri  # scipy.stats takes a second to load
 
 from .network import Hole
 
@@ -119,7 +119,7 @@ class SmearDetector:
         missing = np.where(trusted, raw.astype(np.float32) - denoised, np.float32(0))
         residual, level = self._sums(missing), self._sums(denoised)
         z = self._standardised(residual, level)
-        self._moments.append((float(skew(z, axis=None)), float(kurtosis(z, axis=None))))
+        self._moments.append(_skewness_and_excess(z))
         self._squares = z**2 if self._squares is None else self._squares + z**2
         self._frames += 1
         seen = _Seen(t, scene, z, residual, level)
@@ -214,11 +214,22 @@ def smear_warnings(smears: Sequence[Smear]) -> tuple[str, ...]:
     )
 
 
+def _skewness_and_excess(z: np.ndarray) -> tuple[float, float]:
+    """Return the skewness of values and by how much their kurtosis exceeds the normal one's."""
+    away = z - z.mean(dtype=np.float64)
+    square = away**2
+    variance = float(square.mean())
+    if not variance > 0:
+        return 0.0, 0.0
+    skewness = float((square * away).mean()) / variance**1.5
+    return skewness, float((square**2).mean()) / variance**2 - 3
+
+
 def _raised(chance: float, skewness: float, excess: float) -> float:
     """Return the threshold that noise of a given skewness and kurtosis passes by ``chance``."""
-    k = float(norm.isf(chance))
+    k = -float(ndtri(chance))
     if skewness > 0.01:
         shape = 4 / skewness**2
-        k = max(k, float(gamma.isf(chance, shape) - shape) / math.sqrt(shape))
+        k = max(k, float(gammainccinv(shape, chance) - shape) / math.sqrt(shape))
     beyond = max(excess - 1.5 * skewness**2, 0.0)
     return k + beyond * (k**3 - 3 * k) / 24

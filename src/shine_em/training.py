@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compute import autocast
+from .compute import Lanes, autocast, shared_evenly
 from .doctor import Health
 from .errors import ShineError
 from .leakage import Leakage
 from .movie import Movie
 from .network import Hole, NetworkConfig, build
-from .optimiser import dump_state, load_state
+from .optimiser import Optimiser, dump_state, load_state
 from .optimiser import optimisers as make_optimisers
 from .pacing import Interrupts, Planner, learning_rate
 from .patches import Batch, Normalisation, PatchPool, Timeline, cut
@@ -45,9 +45,9 @@ class TrainingSettings:
         Used where ``steps`` and the time are both None: passes over the movie's frames.
     batch, crop
         Samples per step and their width in pixels.
-    optimiser, learning_rate, warmup
+    optimiser, learning_rate, warmup, decay
         "muon" (Adam for all but kernels), "adam" or "radam"; peak rate; fraction of the steps
-        spent warming up. Cosine to 0.
+        spent warming up; the way down to 0, "linear" or "cosine".
     average
         Half-life of the running average of the weights, as a fraction of the steps (0: none).
     holes
@@ -80,6 +80,7 @@ class TrainingSettings:
     optimiser: str = "muon"
     learning_rate: float = 3e-3
     warmup: float = 0.05
+    decay: str = "linear"
     average: float = 0.02
     holes: tuple[Hole, ...] = ((3, 3),)
     hole: Hole = (3, 3)
@@ -114,7 +115,7 @@ PRESETS: dict[str, TrainingSettings] = {
     # Materials and Methods, "Training details".
     "paper": TrainingSettings(
         preset="paper", epochs=2000, batch=16, crop=256, optimiser="radam", learning_rate=1e-3,
-        average=0.0, reverse=False, one_sided=0.0,
+        decay="cosine", average=0.0, reverse=False, one_sided=0.0,
     ),
 }  # fmt: skip
 
@@ -334,7 +335,13 @@ class _Trainer:
             return state
 
         step = state.step
-        with Interrupts() as interrupts, ThreadPoolExecutor(1, "patches") as loader:
+        # Samples side by side, each with its share of the cores.
+        count = shared_evenly(settings.batch) if self.device.type == "cpu" else 1
+        with (
+            Interrupts() as interrupts,
+            Lanes(count) as lanes,
+            ThreadPoolExecutor(1, "patches") as loader,
+        ):
             coming = loader.submit(self._batch, step)
             try:
                 while steps is None or step < steps:
@@ -342,12 +349,13 @@ class _Trainer:
                     coming = loader.submit(self._batch, step + 1)
                     # Until the speed is known, the rate warms up as in a run of 1000 steps.
                     rate = learning_rate(
-                        settings.learning_rate, step, steps or 1000, warmup=settings.warmup
-                    )
+                        settings.learning_rate, step, steps or 1000,
+                        warmup=settings.warmup, decay=settings.decay,
+                    )  # fmt: skip
                     for optimiser in optimisers:
                         for group in optimiser.param_groups:
                             group["lr"] = rate * group["ratio"]
-                    loss = self._step(network, optimisers, scaler, batch, step)
+                    loss = self._step(network, optimisers, scaler, batch, step, lanes)
                     step += 1
                     if not math.isfinite(loss):
                         broken += 1
@@ -410,28 +418,39 @@ class _Trainer:
     def _step(
         self,
         network: torch.nn.Module,
-        optimisers: list[torch.optim.Optimizer],
+        optimisers: Sequence[Optimiser],
         scaler: torch.amp.GradScaler,
         batch: tuple[Tensor, Tensor, int],
         step: int,
+        lanes: Lanes,
     ) -> float:
         windows, weights = (b.to(self.device, non_blocking=True) for b in batch[:2])
-        windows = windows.contiguous(memory_format=self.rate_memory)
+        trusted = weights.sum().clamp(min=1)
         rng = np.random.default_rng([self.settings.seed, 2, step])
         hole = self.settings.holes[int(rng.integers(len(self.settings.holes)))]
-        with autocast(self.device, self.precision):
-            predicted = network(windows, [hole], batch[2])[0]
-        error = self._error(predicted.float(), windows, weights, hole).square()
-        loss = (error * weights).sum() / weights.sum().clamp(min=1)
-        network.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        parameters = list(network.parameters())
+
+        def share(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
+            window, weight = part[0].contiguous(memory_format=self.rate_memory), part[1]
+            with autocast(self.device, self.precision):
+                predicted = network(window, [hole], batch[2])[0]
+            error = self._error(predicted.float(), window, weight, hole).square()
+            loss = (error * weight).sum() / trusted
+            scaled = scaler.scale(loss)
+            return loss.detach(), torch.autograd.grad(scaled, parameters, allow_unused=True)
+
+        parts = zip(windows.chunk(lanes.count), weights.chunk(lanes.count), strict=True)
+        losses, gradients = zip(*lanes.map(share, parts), strict=True)
+        for p, *several in zip(parameters, *gradients, strict=True):
+            found = [g for g in several if g is not None]
+            p.grad = sum(found[1:], found[0]) if found else None
         for optimiser in optimisers:
-            scaler.unscale_(optimiser)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        value = loss.item()
+            scaler.unscale_(optimiser)  # type: ignore[arg-type]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        value = float(sum(losses))
         if math.isfinite(value):
             for optimiser in optimisers:
-                scaler.step(optimiser)
+                scaler.step(optimiser)  # type: ignore[arg-type]
         scaler.update()
         return value
 

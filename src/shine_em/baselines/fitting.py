@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..compute import autocast
 from ..errors import ShineError
+from ..optimiser import Optimiser
 from ..pacing import Planner, learning_rate
 
 __all__ = ["CosinePace", "Fitted", "Pace", "PlateauPace", "Sample", "fit"]
@@ -174,7 +175,7 @@ def fit(
     held_out: Sequence[Sample],
     *,
     pace: Pace,
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimisers: Sequence[Optimiser | torch.optim.Optimizer],
     device: torch.device,
     precision: str,
     progress: Callable[[str, float], None] | None = None,
