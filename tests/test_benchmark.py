@@ -22,6 +22,7 @@ from shine_em.benchmark_methods import choose, training_seconds
 from shine_em.benchmark_movies import Case
 from shine_em.benchmark_tables import below_ceiling, csv_text, markdown_text
 from shine_em.benchmark_worker import own_peak_memory, score, work
+from shine_em.compute import Lanes
 from shine_em.errors import ShineError
 from shine_em.io import read, write
 from shine_em.movie import Movie
@@ -307,6 +308,16 @@ def test_the_default_job_is_the_job_itself(
     value, error = found["estimated"]  # a part of the noise variance
     assert 0 < error < 1
     assert value < 5
+
+
+def test_operations_of_frames_side_by_side_are_counted(two_cores: None) -> None:
+    import torch
+
+    layer = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    with Meter(24, lambda *_: None) as meter, Lanes(2) as lanes:
+        for k, _ in enumerate(lanes.map(layer, [torch.zeros(1, 1, 16, 16)] * 24), start=1):
+            meter("denoising", k / 24)
+    assert meter.cost()["gflop"] == pytest.approx(2 * 16 * 16 * 9 * 2 / 1e9)
 
 
 def test_operations_and_seconds_are_those_of_the_denoising_alone() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,7 @@ class Meter:
         self._seen: list[tuple[float, float]] = []  # time and fraction of what has been denoised
         self._from = self._to = -1  # where counting began and ended, in that list
         self._counter: Any = None
+        self._counting = ExitStack()
         self._gflop: float | None = None
         self._begun = self._cpu = self._seconds = 0.0
 
@@ -92,14 +94,17 @@ class Meter:
     def _start_counting(self) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
+        from .compute import in_this_thread
+
         self._from = len(self._seen) - 1
-        self._counter = FlopCounterMode(display=False)
-        self._counter.__enter__()
+        self._counting = ExitStack()
+        self._counting.enter_context(in_this_thread())
+        self._counter = self._counting.enter_context(FlopCounterMode(display=False))
 
     def _stop_counting(self) -> None:
         if self._counter is None:
             return
-        self._counter.__exit__(None, None, None)
+        self._counting.close()
         self._to = len(self._seen) - 1
         part = self._seen[self._to][1] - self._seen[self._from][1]
         operations = self._counter.get_total_flops()

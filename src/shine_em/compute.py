@@ -20,6 +20,7 @@ from .errors import ShineError
 __all__ = [
     "Lanes",
     "autocast",
+    "in_this_thread",
     "keep_freed_memory",
     "peak_memory_bytes",
     "pick_device",
@@ -93,6 +94,19 @@ def shared_evenly(most: int) -> int:
     return max(n for n in range(1, max(1, min(most, cores)) + 1) if cores % n == 0)
 
 
+_WATCHED: list[object] = []  # not empty within `in_this_thread`
+
+
+@contextlib.contextmanager
+def in_this_thread() -> Iterator[None]:
+    """Have lanes work in their caller's thread: what counts operations sees one thread only."""
+    _WATCHED.append(None)
+    try:
+        yield
+    finally:
+        _WATCHED.pop()
+
+
 class Lanes:
     """Threads that compute side by side, each with an equal share of the cores.
 
@@ -135,14 +149,19 @@ class Lanes:
     def map(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
         """Yield ``function(item)`` in order, having begun as many further ones as there are lanes.
 
-        Items are taken in the caller's thread, when there is a lane for them.
+        Items are taken in the caller's thread, when there is a lane for them. Within
+        `in_this_thread` all is done there.
         """
         if self._pool is None:
             yield from map(function, items)
             return
         begun: deque[Future[Made]] = deque()
         for item in items:
-            begun.append(self._pool.submit(function, item))
+            if _WATCHED:
+                begun.append(Future())
+                begun[-1].set_result(function(item))
+            else:
+                begun.append(self._pool.submit(function, item))
             if len(begun) > self.count:
                 yield begun.popleft().result()
         while begun:
