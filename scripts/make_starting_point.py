@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter
 
 from shine_em.linear import window_offsets
 from shine_em.network import Hole, NetworkConfig, build
-from shine_em.optimiser import Muon, optimisers
+from shine_em.optimiser import Muon, optimisers, set_rate
 from shine_em.pacing import learning_rate
 from shine_em.simulate import SCENES
 
@@ -201,9 +201,7 @@ def main() -> None:
             hole, shift, windows, clean, share = coming.result()
             coming = loader.submit(batch, step + 1)
             rate = learning_rate(RATE, step, given.steps, warmup=0.05)
-            for optimiser in several:
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * group["ratio"]
+            set_rate(several, rate)
             windows = windows.contiguous(memory_format=torch.channels_last)
             error = (network(windows, [hole], shift)[0] - clean).square().mean((1, 2))
             loss = (error / share**LOUDNESS).mean()

@@ -97,7 +97,6 @@ class Meter:
         from .compute import in_this_thread
 
         self._from = len(self._seen) - 1
-        self._counting = ExitStack()
         self._counting.enter_context(in_this_thread())
         self._counter = self._counting.enter_context(FlopCounterMode(display=False))
 

@@ -30,6 +30,7 @@ from .events import Event, Listener
 from .movie import Movie
 from .noise import NoiseStatistics
 from .optimiser import optimisers as make_optimisers
+from .optimiser import set_rate
 from .pacing import Planner, learning_rate
 from .patches import Timeline, Window, cut
 from .student import WIDTHS, Student, StudentNetwork
@@ -402,9 +403,7 @@ def _train(
     step = 0
     while steps is None or step < steps:
         rate = learning_rate(_RATE, step, steps or 1000, warmup=recipe.warmup, decay=recipe.decay)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["ratio"]
+        set_rate(optimisers, rate)
         windows, target, shift = _draw(lessons, step, frames, turn=turn, seed=seed)
         with autocast(device, precision):
             predicted = network(windows.to(device).contiguous(memory_format=memory), shift)

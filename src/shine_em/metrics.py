@@ -471,8 +471,9 @@ def tukey_window(shape: tuple[int, int], taper: float) -> np.ndarray:
     """
     sides = []
     for n in shape:
-        # Distance to the nearer edge, 1 where the slope ends.
-        reach = max(taper * (n - 1) / 2, 1e-12)
-        inside = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]) / reach, 1)
-        sides.append(0.5 * (1 - np.cos(np.pi * inside)) if taper > 0 and n > 1 else np.ones(n))
+        side = np.ones(n)
+        if (slope := taper * (n - 1) / 2) > 0:
+            to_edge = np.minimum(np.arange(n), np.arange(n)[::-1])
+            side = 0.5 * (1 - np.cos(np.pi * np.minimum(to_edge / slope, 1)))
+        sides.append(side)
     return np.multiply.outer(*sides)

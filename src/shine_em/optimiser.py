@@ -23,6 +23,7 @@ __all__ = [
     "load_state",
     "optimisers",
     "orthogonalised",
+    "set_rate",
 ]
 
 # Quintic Newton–Schulz iteration of the reference above: drives all singular values to about 1.
@@ -172,6 +173,13 @@ def optimisers(kind: str, named: dict[str, torch.nn.Parameter], rate: float) -> 
         Muon([{"params": kernels, "ratio": _KERNEL_RATIO}], lr=rate),
         Adam([{"params": others, "ratio": 1.0}], lr=rate),
     ]
+
+
+def set_rate(several: Sequence[Optimiser | torch.optim.Optimizer], rate: float) -> None:
+    """Set the common rate; each group's ``ratio``, 1 where it has none, multiplies it."""
+    for optimiser in several:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group.get("ratio", 1.0)
 
 
 def dump_state(

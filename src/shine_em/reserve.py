@@ -142,9 +142,7 @@ def reserve(
             trying = measuring * linear + fitting
             tried = plan.weak and bool(few) and needed + trying < _MOST * (budget - spent)
             needed += trying if tried else 0.0
-            plan = replace(
-                plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried
-            )  # fmt: skip
+            plan = replace(plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried)
     return plan, needed
 
 

@@ -25,7 +25,7 @@ from .errors import ShineError
 from .leakage import Leakage
 from .movie import Movie
 from .network import Hole, NetworkConfig, build
-from .optimiser import Optimiser, dump_state, load_state
+from .optimiser import Optimiser, dump_state, load_state, set_rate
 from .optimiser import optimisers as make_optimisers
 from .pacing import Interrupts, Planner, learning_rate
 from .patches import Batch, Normalisation, PatchPool, Timeline, cut
@@ -352,9 +352,7 @@ class _Trainer:
                         settings.learning_rate, step, steps or 1000,
                         warmup=settings.warmup, decay=settings.decay,
                     )  # fmt: skip
-                    for optimiser in optimisers:
-                        for group in optimiser.param_groups:
-                            group["lr"] = rate * group["ratio"]
+                    set_rate(optimisers, rate)
                     loss = self._step(network, optimisers, scaler, batch, step, lanes)
                     step += 1
                     if not math.isfinite(loss):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..compute import autocast
 from ..errors import ShineError
-from ..optimiser import Optimiser
+from ..optimiser import Optimiser, set_rate
 from ..pacing import Planner, learning_rate
 
 __all__ = ["CosinePace", "Fitted", "Pace", "PlateauPace", "Sample", "fit"]
@@ -223,9 +223,7 @@ def fit(
     step = 0
     network.train()
     while (rate := pace.rate(step)) is not None:
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group.get("ratio", 1.0)
+        set_rate(optimisers, rate)
         sample = tuple(part.to(device) for part in draw(step))
         with autocast(device, precision):
             predicted = network(sample[0])
