@@ -1,4 +1,4 @@
-"""Does the uncertainty map hold? Shares of the pixels within 1 and 1.96 errors of the truth.
+"""Does the uncertainty map hold? Shares of the pixels within 0.95 and 2.1 errors of the truth.
 
 python benchmarks/uncertainty.py            # seven movies of 24 frames of 192×192
 python benchmarks/uncertainty.py --quick    # does it run? no result
@@ -6,7 +6,8 @@ python benchmarks/uncertainty.py --quick    # does it run? no result
 Every movie is simulated and denoised, with the map, by a process of its own. The regions are cut
 from the truth: *edges*, where it changes by more than a tenth of the picture's contrast per pixel;
 *particles*, elsewhere, where it is off its commonest value by more than a quarter of the contrast;
-*background*, the rest. A right map has the ratio 1 and holds 68.3 and 95.0 %.
+*background*, the rest. A right map has the ratio 1 and
+holds 68 and 95 %.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def main() -> None:
 
 def _cells(found: dict[str, Any]) -> list[Any]:
     shares = [
-        "–" if r is None else f"{100 * r['within_1']:.0f} / {100 * r['within_2']:.0f}"
+        "–" if r is None else f"{100 * r['within_68']:.0f} / {100 * r['within_95']:.0f}"
         for r in (found["regions"][name] for name in REGIONS)
     ]
     return [found["movie"], found["seed"], *shares, Number(found["regions"]["all"]["ratio"], 2)]
@@ -85,14 +86,15 @@ def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dic
     Returns
     -------
     dict
-        ``regions``: by name the share of the ``pixels``, the shares ``within_1`` and ``within_2``
-        of 1 and 1.96 standard errors, and the ``ratio`` of the root-mean-square error to that of
+        ``regions``: by name the share of the ``pixels``, the shares ``within_68`` and ``within_95``
+        of 0.95 and 2.1 standard errors, and the ``ratio`` of the root-mean-square error to that of
         the map (None where a region has no pixel).
     """
     import numpy as np
 
     from shine_em import denoise
     from shine_em.simulate import SCENES as simulated
+    from shine_em.uncertainty import WITHIN_68, WITHIN_95
 
     maker, options = SCENES[name]
     scene = simulated[maker](frames=frames, size=size, seed=seed, **options)
@@ -108,8 +110,8 @@ def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dic
         here = mask[known]
         regions[region] = None if not here.any() else {
             "pixels": float(here.mean()),
-            "within_1": float((z[here] < 1).mean()),
-            "within_2": float((z[here] < 1.96).mean()),
+            "within_68": float((z[here] < WITHIN_68).mean()),
+            "within_95": float((z[here] < WITHIN_95).mean()),
             "ratio": float(
                 np.sqrt((off[known][here] ** 2).mean() / (error[known][here] ** 2).mean())
             ),

@@ -9,7 +9,7 @@ import numpy as np
 
 from .doctor import Health
 from .movie import Movie
-from .uncertainty import Calibration
+from .uncertainty import WITHIN_68, WITHIN_95, Calibration
 from .viewing import fitted_into, percentile_range
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ def uncertainty_text(picture: UncertaintyPicture) -> str:
     """Return in words what the intervals mean, and whether they are to be doubted."""
     text = (
         f"Right: the standard error of every pixel of frame {picture.frame}. About 68 of 100 "
-        "pixels should lie within ± 1 and 95 within ± 1.96 times this of the picture without "
-        "noise, as far as the noisy movie alone can tell; neighbouring pixels err together."
+        f"pixels should lie within ± {WITHIN_68:g} and 95 within ± {WITHIN_95:g} times this of the "
+        "picture without noise, as far as the noisy movie alone can tell; neighbouring pixels err "
+        "together."
     )
     if picture.doubtful:
         text += (

@@ -8,14 +8,14 @@ time) is added to all frames. How far the result moves,
 :math:`\delta = (\hat x(y + \epsilon b) - \hat x(y)) / \epsilon`, is a sample of the noise that
 comes through; its mean square over neighbouring pixels and frames is the variance :math:`v`. What
 the denoiser blurs, it blurs where the picture is steep: :math:`G` is the squared slope of the
-denoised picture. Both count in units of the noise variance :math:`\sigma^2`. On simulated movies of
-every kind here, the squared error of trained networks follows
+denoised picture, with a hundredth of its mean over the surroundings. Both count in units of the
+noise variance :math:`\sigma^2`. On simulated movies of every kind here, the squared error of
+trained networks follows
 
-.. math:: e^2 = C \sigma^2 v^{2/5} G^{3/5},
+.. math:: e^2 = C \sigma^2 \sqrt{v G}, \quad C \approx \langle G \rangle^{-1/10}
 
-with a :math:`C` between 0.9 and 3 that depends on movie, network and training. (The exponents were
-chosen on four movies; see docs/uncertainty.md for others.) It is never less than the noise that
-comes through, :math:`\sigma^2 v`.
+(see docs/uncertainty.md for what was measured). It is never less than the noise that comes
+through, :math:`\sigma^2 v`.
 
 *How far.* By Stein's lemma
 
@@ -23,13 +23,15 @@ comes through, :math:`\sigma^2 v`.
 
 is an unbiased estimate of the squared error of each pixel: far too noisy to look at, but :math:`C`
 is one number. Where the residual is small, an error of 1 % in the noise variance outweighs the
-error that is looked for, so level and gain of the noise are fitted with it, within what they are
-known to:
+error that is looked for, and the gain may have been measured too high where a lattice moves. So
+both are fitted with it, within what they are known to:
 
 .. math:: E[q] / \sigma^2 = \alpha + \beta g (\hat x - \langle\hat x\rangle) / \sigma^2
-          + C v^{2/5} G^{3/5},
+          + C \sqrt{v G},
 
-:math:`g` being the measured gain.
+:math:`g` being the measured gain; to means over small blocks, since the denoised picture, and with
+it :math:`G`, follows a pixel's own noise a little. The law holds within some 30 % only, hence the
+weights and what is known of :math:`C` beforehand.
 
 References
 ----------
@@ -55,12 +57,15 @@ from .movie import Movie
 from .noise import NoiseStatistics
 from .noise_probe import NoiseProbe, Seen, look
 from .patches import Normalisation
+from .viewing import block_means
 
 if TYPE_CHECKING:
     from .checkpoint import Model
     from .denoising import Denoiser
 
 __all__ = [
+    "WITHIN_68",
+    "WITHIN_95",
     "Calibration",
     "ErrorMaps",
     "calibrate",
@@ -72,16 +77,23 @@ __all__ = [
     "with_errors",
 ]
 
+# By how many standard errors 68 and 95 of 100 pixels are off at most, as measured on simulated
+# movies: errors have longer tails than normal ones, for which it would be 1 and 1.96.
+WITHIN_68, WITHIN_95 = 0.95, 2.1
+
 _NEAR, _SLOPE = 1.5, 1.0  # px: Gaussian widths of v and G
-_POWER = 0.4  # of v, and 1 − that of G
+_AROUND, _SHARE = 49, 0.01  # px that a network sees, and their mean slope's share in G
 _PIXELS = 6_000_000  # are enough to fit three numbers
 _FEWEST = 10_000  # pixels that it takes
 _RUN = 6  # consecutive frames that are looked at together
+_BLOCK = 8  # px
 # What is known beforehand (standard deviations): the noise level and gain, relative; a gain that
-# could not be measured, per spread of the picture; and C itself.
-_LEVEL, _GAIN, _UNKNOWN_GAIN = 0.01, 0.05, 0.05
-_USUAL = (1.5, 1.5)
-_DOUBT = 0.25  # relative error of C from which the map is not to be relied on
+# could not be measured, per spread of the picture; and C where <G> is 1, relative.
+_LEVEL, _GAIN, _UNKNOWN_GAIN = 0.01, 0.4, 0.05
+_USUAL, _USUAL_ERROR, _POWER = 1.0, 0.25, -0.1
+_TYPICAL = 1.4  # C, roughly, for the weights
+_MISFIT = 0.03  # squared relative error of the law, times the share of independent blocks
+_DOUBT = 3.0  # relative error of C by the residual from which the map is not to be relied on
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,8 @@ class Calibration:
 
     Attributes
     ----------
-    constant, constant_error
-        C, and its statistical error.
+    constant, residual_error
+        C, and its error if only the residual were known.
     level, gain
         α and β: by how much, relatively, the noise level and the gain were measured too low.
     pixels
@@ -99,7 +111,7 @@ class Calibration:
     """
 
     constant: float
-    constant_error: float
+    residual_error: float
     level: float
     gain: float
     pixels: int
@@ -123,7 +135,7 @@ class Calibration:
     @property
     def doubtful(self) -> bool:
         """Whether the residual hardly says how far the denoiser errs."""
-        return self.constant_error > _DOUBT * self.constant
+        return self.residual_error > _DOUBT * self.constant
 
     def standard_error(self, sigma: float, near: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """Return the standard error, movie units.
@@ -224,7 +236,7 @@ def calibrate(
     bad = np.asarray(health.bad_pixels, bool)
     runs = _runs(movie, health)
     total, done = sum(map(len, runs)), 0
-    sums = _Sums(noise, normalisation.location)
+    sums = _Sums(noise, normalisation.location, total * movie.shape[1] * movie.shape[2])
     for run in runs:
         for seen in look(denoiser, movie, health, probe, run):
             sums.add(seen, probe(seen.t), normalisation.trusted(seen.raw, bad))
@@ -314,55 +326,71 @@ def error_history(model: Model | None) -> str:
 
 
 class _Sums:
-    """Sums over pixels, from which the three numbers are fitted by weighted least squares."""
+    """Sums over blocks, from which the three numbers are fitted by weighted least squares."""
 
-    def __init__(self, noise: NoiseStatistics, location: float) -> None:
+    def __init__(self, noise: NoiseStatistics, location: float, pixels: int) -> None:
         curve = noise.mean_variance
         self.known = bool(curve.reliable)
         self.gain = curve.gain if self.known else 0.0
-        self.offset = curve.offset if self.known else noise.sigma**2
-        self.sigma, self.location, self.pixels = noise.sigma, location, 0
+        self.sigma, self.location = noise.sigma, location
         # Squares of correlated noise vary together.
         self.scatter = 2.0 * float((noise.difference_correlation**2).sum())
+        self.misfit = _MISFIT * pixels / _BLOCK**2
         self.normal, self.right = np.zeros((3, 3)), np.zeros(3)
-        self.residual = self.noise = 0.0
+        self.raw = self.picture = self.slope = self.residual = 0.0
+        self.pixels = 0
 
     def add(self, seen: Seen, probe: np.ndarray, good: np.ndarray) -> None:
         """Take in a frame, its probe, and which of its pixels count."""
-        typical = self.sigma**2
         raw, denoised = seen.raw.astype(float), seen.denoised.astype(float)
         square = (raw - denoised) ** 2 + 2 * probe * seen.moved[1]
-        noise = self.gain * raw + self.offset
-        # By the noise of the denoised picture: by that of the raw one, bright noise would count
-        # for less. And not by its square: where all is bright are most of the errors.
-        smooth = ndimage.gaussian_filter(denoised, 1.0, mode="nearest")
-        weight = 1 / np.maximum((self.gain * smooth + self.offset) / typical, 0.2)[good]
-        picture = (denoised[good] - self.location) / self.sigma
-        x = np.stack([np.ones_like(picture), picture, _law(*_where(seen, self.sigma))[good]])
-        self.normal += (x * weight) @ x.T
-        self.right += (x * weight) @ ((square - noise)[good] / typical)
-        self.residual += float(square[good].sum())
-        self.noise += float(noise[good].sum())
+        near, slope = _where(seen, self.sigma)
+        picture = (denoised - self.location) / self.sigma
         self.pixels += int(good.sum())
+        self.raw += float(raw[good].sum())
+        self.picture += float(picture[good].sum())
+        self.slope += float(slope[good].sum())
+        self.residual += float(square[good].sum())
+        edge = min(_BLOCK, *raw.shape)
+        filled = block_means(good.astype(float), edge)
+        full = filled >= 0.5
+        law = np.maximum(_law(near, slope), near / _TYPICAL)
+        beyond, picture, law = (
+            block_means(np.where(good, a, 0.0), edge)[full] / filled[full]
+            for a in ((square - self.gain * raw) / self.sigma**2, picture, law)
+        )
+        level = np.maximum(1 + self.gain / self.sigma * picture, 0.2)
+        spread = (
+            self.scatter * level**2 / (edge**2 * filled[full]) + self.misfit * (_TYPICAL * law) ** 2
+        )
+        x = np.stack([np.ones_like(picture), picture, law])
+        self.normal += (x / spread) @ x.T
+        self.right += (x / spread) @ beyond
 
     def fitted(self) -> Calibration:
         """Return the calibration."""
+        n = max(self.pixels, 1)
+        # The noise variance at the mean signal is better known than the line's offset.
+        offset = 1 - self.gain * self.raw / n / self.sigma**2
+        right = self.right - self.normal[0] * offset
+        mean = self.picture / n
         weight, first, second = self.normal[[0, 0, 1], [0, 1, 1]]
-        mean = first / weight
-        spread = np.sqrt(max(second / weight - mean**2, 1e-12))  # of the picture
+        spread = np.sqrt(max(second / weight - (first / weight) ** 2, 1e-12))  # of the picture
         # What a relative error of the gain adds to q / σ², per picture in units of σ.
         per = self.gain / self.sigma if self.known else 1 / spread
         turn = np.array([[1.0, -mean * per, 0.0], [0.0, per, 0.0], [0.0, 0.0, 1.0]])
-        usual, loose = _USUAL
-        known_to = np.array([_LEVEL, _GAIN if self.known else _UNKNOWN_GAIN, loose])
-        precision = turn.T @ self.normal @ turn / self.scatter + np.diag(1 / known_to**2)
-        right = turn.T @ self.right / self.scatter + np.array([0.0, 0.0, usual / loose**2])
+        usual = _USUAL * (self.slope / n + 1e-5) ** _POWER
+        known_to = np.array([_LEVEL, _GAIN if self.known else _UNKNOWN_GAIN, _USUAL_ERROR * usual])
+        prior = 1 / known_to**2
+        precision = turn.T @ self.normal @ turn + np.diag(prior)
+        right = turn.T @ right + np.array([0.0, 0.0, usual * prior[2]])
         level, gain, constant = (float(v) for v in np.linalg.solve(precision, right))
-        error = float(np.sqrt(np.linalg.inv(precision)[2, 2]))
+        told = 1 / float(np.linalg.inv(precision)[2, 2]) - prior[2]
         constant = max(constant, 0.1)
-        if not 0.5 < self.residual / self.noise < 4:
-            error = constant  # not by an error of the measured noise: it is not that noise
-        return Calibration(constant, error, level, gain, self.pixels)
+        error = min(1 / np.sqrt(max(told, 1e-12)), 1e3)
+        if not 0.5 < self.residual / n / self.sigma**2 < 4:
+            error = 1e3  # not by an error of the measured noise: it is not that noise
+        return Calibration(constant, float(error), level, gain, self.pixels)
 
 
 def calibrating_frames(movie: Movie) -> int:
@@ -418,9 +446,10 @@ def _where(seen: Seen, sigma: float) -> tuple[np.ndarray, np.ndarray]:
         if slope.shape[axis] > 1:
             steep = np.mean([np.abs(np.gradient(f.astype(float), axis=axis)) for f in frames], 0)
             slope += ndimage.gaussian_filter(steep, _SLOPE, mode="nearest") ** 2
+    slope += _SHARE * ndimage.uniform_filter(slope, _AROUND, mode="nearest")
     return seen.through(_NEAR) / sigma**2, slope / sigma**2
 
 
 def _law(near: np.ndarray, slope: np.ndarray) -> np.ndarray:
     """Return by what the squared error goes, in units of the noise variance."""
-    return np.asarray((near + 1e-5) ** _POWER * (slope + 1e-5) ** (1 - _POWER))
+    return np.asarray(np.sqrt((near + 1e-5) * (slope + 1e-5)))
