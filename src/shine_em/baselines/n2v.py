@@ -110,7 +110,7 @@ def structn2v(
 
 
 class UNet(nn.Module):
-    """The two-level U-Net of n2v's example notebooks: 32, 64 and 128 features, 3×3 kernels.
+    """The two-level U-Net of n2v's example notebooks (0.3.0): 32, 64, 128 features, 3×3 kernels.
 
     Each convolution is followed by batch normalisation and ReLU; 2×2 maximum on the way down,
     nearest neighbour on the way up, a linear 1×1 at the end.
