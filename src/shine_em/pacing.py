@@ -48,7 +48,7 @@ class Planner:
         Step that it began with.
     """
 
-    warm, least, most = 3, 4, 14  # steps not counted, and counted
+    least, most = 8, 40  # steps that are timed
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
@@ -56,15 +56,19 @@ class Planner:
 
     def steps(self, step: int) -> int | None:
         """Return the number of steps that fit, or None while the speed is being measured."""
-        now = time.monotonic()
-        self.marks.append(now)
-        counted = len(self.marks) - 1 - self.warm
-        if self.seconds is None or counted < self.least:
+        self.marks.append(time.monotonic())
+        if self.seconds is None:
             return None
-        spent = now - self.started
-        if counted < self.most and spent < 0.1 * self.seconds:
+        early = self.marks[-1] - self.started < 0.1 * self.seconds
+        return None if len(self.marks) < self.most and early else self.expected(step)
+
+    def expected(self, step: int) -> int | None:
+        """Return how many steps would fit at the speed so far; None before a few are timed."""
+        if self.seconds is None or len(self.marks) < self.least:
             return None
-        pace = float(np.mean(np.diff(self.marks[self.warm :])))
+        # The first steps are slower: memory and caches fill.
+        pace = float(np.mean(np.diff(self.marks[len(self.marks) // 2 :])))
+        spent = self.marks[-1] - self.started
         # 8 % is kept for validation and for a machine that slows down.
         return step + max(0, int(0.92 * (self.seconds - spent) / pace))
 

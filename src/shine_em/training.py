@@ -302,7 +302,7 @@ class _Trainer:
         torch.manual_seed(settings.seed)
         network = build(self.config)
         most = start_limit or math.inf
-        fresh = None  # to go back to, as long as the number of steps is not known
+        fresh: dict[str, Tensor] | None = None  # to go back to, until the speed is known
         if start_from is not None and (steps or 0) < most:
             fresh = _copy(network.state_dict()) if steps is None else None
             network.load_state_dict(start_from)
@@ -369,12 +369,16 @@ class _Trainer:
                         steps = planner.steps(step)
                         if steps is not None:
                             state.settings = replace(settings, steps=steps)
-                            if fresh is not None and steps >= most:
+                        # Decided as early as can be: going back wastes the steps so far.
+                        expected = planner.expected(step)
+                        if fresh is not None and expected is not None:
+                            if expected >= most:
                                 network.load_state_dict(fresh)
                                 average = {k: v.detach().clone() for k, v in named.items()}
                                 optimisers = make_optimisers(
                                     settings.optimiser, named, settings.learning_rate
                                 )
+                            fresh = None
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):
