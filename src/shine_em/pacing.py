@@ -48,7 +48,7 @@ class Planner:
         Step that it began with.
     """
 
-    least, most = 8, 40  # steps that are timed
+    least, most = 8, 18  # steps that are timed
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
