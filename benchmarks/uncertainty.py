@@ -6,8 +6,7 @@ python benchmarks/uncertainty.py --quick    # does it run? no result
 Every movie is simulated and denoised, with the map, by a process of its own. The regions are cut
 from the truth: *edges*, where it changes by more than a tenth of the picture's contrast per pixel;
 *particles*, elsewhere, where it is off its commonest value by more than a quarter of the contrast;
-*background*, the rest. A right map has the ratio 1 and
-holds 68 and 95 %.
+*background*, the rest. A right map has the ratio 1 and holds 68 and 95 %.
 """
 
 from __future__ import annotations
