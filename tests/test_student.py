@@ -225,11 +225,13 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few, many = (Movie.from_array(noisy(n, 24, 24)) for n in (12, 300))
+    timed: list[int] = []  # holes, 0 for a student
 
     def planned(movie: Movie, seconds: float, **options: object) -> Plan:
         """Plan where a student's pass takes ``seconds`` and the ensemble's five times and more."""
 
         def takes(denoiser: Denoiser, *_: object) -> float:
+            timed.append(0 if denoiser.by_student else len(denoiser.holes))
             if denoiser.linear is not None:  # timed alone
                 return 0.05 * seconds
             return seconds * (1 if denoiser.by_student else 4 + len(denoiser.holes))
@@ -259,6 +261,9 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     assert slow.candidates == averaged_holes(slow.settings.hole)  # one of the two
     assert slow.most_holes == 1
     assert not slow.with_filter
+    timed.clear()
+    planned(few, 2.0, student="never")
+    assert timed == [1, 2]  # neither the filter nor all candidates: there is no time for them
     long = planned(many, 0.2)
     assert long.schooling is not None
     assert long.schooling.ensemble_s is not None

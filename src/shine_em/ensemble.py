@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 CANDIDATES = 5
+PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 
@@ -225,7 +226,7 @@ def affordable(
         Seconds that the whole job may take, and that everything else after training takes.
     """
     for count in range(candidates, 1, -1):
-        share = 0.5 if count == 2 else 0.2
+        share = PAIR_SHARE if count == 2 else 0.2
         if alone + (count - 1) * each + rest < share * budget:
             return count
     return 1

@@ -10,7 +10,7 @@ from .checkpoint import Model
 from .denoising import Denoiser
 from .distillation import Schooling, passes
 from .doctor import Health
-from .ensemble import affordable, measuring_passes
+from .ensemble import PAIR_SHARE, affordable, measuring_passes
 from .errors import ShineError
 from .linear import blank, fit_passes
 from .movie import Movie
@@ -75,29 +75,37 @@ def reserve(
         denoiser = Denoiser(model, device=on, precision=how, holes=holes, tile=options.tile)
         return _measure(denoiser, movie, plan.health)
 
-    # The filter is measured anew for every movie, and may then be part of the mean.
-    linear = fitting = 0.0
-    if plan.candidates:
-        filtering = replace(untrained, linear=blank(plan.config))
-        linear = seconds(filtering)
-        # It is measured on the CPU, whatever denoises.
-        on_cpu = linear if str(device) == "cpu" else seconds(filtering, on="cpu")
-        fitting = 1.1 * fit_passes(movie) * on_cpu
-
-    several = plan.candidates or plan.holes
-    alone, all_holes = seconds(untrained, (plan.settings.hole,)), seconds(untrained, several)
-    each = max(0.0, all_holes - alone) / max(1, len(several) - 1)
+    alone = seconds(untrained, (plan.settings.hole,))
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
         looked_at = calibrating_frames(movie)
         frames += 1.1 * (len(movie) + 2 * looked_at)
         writing_s += 1.1 * (len(movie) + looked_at) * probing_s(movie, plan.health, plan.noise)
     measuring = 1.1 * measuring_passes(movie)
+    single = (frames + measuring) * alone + writing_s + REPORT_S
+    # Timing takes time as well: what cannot fit is not timed.
+    hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
+    pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
+    may_distil = not plan.no_student and (pays or not hurried)
+    several = plan.candidates or plan.holes
+    timed = averaged_holes(plan.settings.hole) if hurried else several
+    each = max(0.0, seconds(untrained, timed) - alone) / max(1, len(timed) - 1)
+    all_holes = alone + (len(several) - 1) * each
+    # The filter is measured anew for every movie, and may then be part of the mean.
+    linear = fitting = 0.0
+    if plan.candidates and (not hurried or may_distil or plan.weak):
+        filtering = replace(untrained, linear=blank(plan.config))
+        linear = seconds(filtering)
+        # It is measured on the CPU, whatever denoises.
+        on_cpu = linear if str(device) == "cpu" else seconds(filtering, on="cpu")
+        fitting = 1.1 * fit_passes(movie) * on_cpu
+
     rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
     first = frames * (alone + linear)
-    count = affordable(first, frames * each, len(several), budget=budget, rest=rest)
+    count = 1
+    if not hurried:
+        count = affordable(first, frames * each, len(several), budget=budget, rest=rest)
     ensemble = first + frames * (count - 1) * each + rest
-    single = (frames + measuring) * alone + writing_s + REPORT_S
     if count > 1:
         plan, needed = replace(plan, most_holes=count), ensemble
         said = (
@@ -107,8 +115,7 @@ def reserve(
     else:
         needed = single
         said = "making it would take longer than it saves"
-    wanted = options.student == "always" or count == 1
-    if wanted and not plan.no_student:
+    if may_distil and (options.student == "always" or count == 1):
         pupil = StudentNetwork(plan.config.frames)
         fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
         one_pass = seconds(replace(untrained, student=fresh))
