@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,22 @@ def test_several_cuts_and_a_cut_in_a_noisy_movie():
     noisy = counts(np.concatenate([particles(s, t=20, dose=0.6) for s in (1, 2)]))
     (at,) = found(check(noisy), "scene-cut").frames
     assert abs(at - 20) <= 1
+
+
+def test_cuts_of_a_long_movie_are_found_in_little_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(0, 5, (2, 32, 32))
+    movie = np.repeat(scenes, 3000, axis=0) + rng.normal(100, 1, (6000, 32, 32))
+    table = doctor_frames.read_table(Movie.from_array(movie.astype(np.float32)))
+    usable = np.arange(6000)
+    tracemalloc.start()
+    found = doctor_frames.find_cuts(table, usable)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.tolist() == [3000]
+    assert peak < 2 * table.thumbnail.nbytes
+    monkeypatch.setattr(doctor_frames, "_AT_ONCE", 7000)
+    assert doctor_frames.find_cuts(table, usable).tolist() == [3000]
 
 
 def test_a_cut_hidden_by_a_blank_still_separates():

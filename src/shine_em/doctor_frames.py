@@ -22,6 +22,7 @@ __all__ = [
 _HUGE_BYTES = 4 << 30  # beyond this, hashing every pixel costs more than it brings
 _SAMPLES = 2_000_000  # pixel values kept of the whole movie, for its histogram
 _GRID = 32
+_AT_ONCE = 500  # frames whose thumbnails are compared at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def _pictureless(thumbnail: np.ndarray, bright: np.ndarray) -> np.ndarray:
     All False unless adjacent bright frames do correlate.
     """
     lost = np.zeros(len(bright), bool)
-    c = _adjacent_correlation(_flattened(thumbnail), 1)[1:]
+    c = _adjacent_correlation(thumbnail, np.arange(len(thumbnail)), 1)[1:]
     both = bright[1:] & bright[:-1]
     if not both.any() or not np.median(c[both]) > 0.5:
         return lost
@@ -202,10 +203,10 @@ def find_cuts(table: FrameTable, usable: np.ndarray) -> np.ndarray:
     cuts: list[int] = []
     for k in (1, 3, 6):
         for coarse in (1, 2, 4):
-            small = _flattened(table.thumbnail[usable], coarse)
-            if small.shape[1] < 16:
+            blocks = np.prod([n // coarse for n in table.thumbnail.shape[1:]])
+            if blocks < 16:
                 continue
-            c = _adjacent_correlation(small, k)
+            c = _adjacent_correlation(table.thumbnail, usable, k, coarse)
             known = np.flatnonzero(np.isfinite(c))
             for j in known:
                 if j - k < k or j + k > known[-1]:
@@ -217,7 +218,7 @@ def find_cuts(table: FrameTable, usable: np.ndarray) -> np.ndarray:
                 others = c[known[np.abs(known - j) >= k]]
                 usual = np.median(others)
                 wander = 1.4826 * np.median(np.abs(others - usual))
-                clear = usual - c[j] > 6 * wander and within - c[j] > 5 / np.sqrt(small.shape[1])
+                clear = usual - c[j] > 6 * wander and within - c[j] > 5 / np.sqrt(blocks)
                 found = int(usable[j])
                 if clear and all(abs(found - cut) > max(2, k) for cut in cuts):
                     cuts.append(found)
@@ -234,18 +235,25 @@ def _flattened(thumbnail: np.ndarray, coarse: int = 1) -> np.ndarray:
     return flat - (flat @ q) @ q.T
 
 
-def _adjacent_correlation(small: np.ndarray, k: int) -> np.ndarray:
-    """Return ``(t,)`` the correlation of the means of frames ``t-k..t-1`` and ``t..t+k-1``."""
-    t = len(small)
+def _adjacent_correlation(
+    thumbnail: np.ndarray, frames: np.ndarray, k: int, coarse: int = 1
+) -> np.ndarray:
+    """Return ``(t,)`` the correlation of the means of ``k`` frames before and from each frame on.
+
+    Of the ``frames`` of ``(n, y, x)`` block means, without the smooth illumination; NaN where there
+    are fewer than ``k`` on a side. A part of the movie at a time: a long one would fill the memory.
+    """
+    t = len(frames)
     c = np.full(t, np.nan)
-    if t < 2 * k:
-        return c
-    sums = np.cumsum(np.concatenate([np.zeros((1, small.shape[1])), small]), axis=0)
-    means = (sums[k:] - sums[:-k]) / k
-    norm = np.sqrt((means**2).sum(1))
-    a, b = means[: t - 2 * k + 1], means[k:]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        c[k : t - k + 1] = (a * b).sum(1) / (norm[: t - 2 * k + 1] * norm[k:])
+    for first in range(k, t - k + 1, _AT_ONCE):
+        last = min(first + _AT_ONCE, t - k + 1)
+        small = _flattened(thumbnail[frames[first - k : last + k - 1]], coarse)
+        sums = np.cumsum(np.concatenate([np.zeros((1, small.shape[1])), small]), axis=0)
+        means = (sums[k:] - sums[:-k]) / k
+        norm = np.sqrt((means**2).sum(1))
+        before, after = slice(last - first), slice(k, k + last - first)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            c[first:last] = (means[before] * means[after]).sum(1) / (norm[before] * norm[after])
     return c
 
 
