@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from shine_em.doctor import check
 from shine_em.errors import ShineError
 from shine_em.movie import LazyFrames, Movie
 from shine_em.noise import (
@@ -19,6 +20,7 @@ from shine_em.noise import (
     noise_statistics,
     plot_noise,
 )
+from shine_em.noise import noise_of as noise_of_checked
 from shine_em.simulate import SCENES
 
 # Kernels that make white noise correlated, and the hole that hides their autocorrelation.
@@ -212,6 +214,89 @@ def test_frozen_pattern_is_found(kind: str, shape: tuple[int, int]) -> None:
     assert any("frozen" in text for text in stats.warnings)
 
 
+def textured(seed: int, sigma: float, contrast: float, size: int) -> np.ndarray:
+    """Return a still ``(size, size)`` picture of random blobs of a Gaussian's width, px."""
+    blobs = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), sigma)
+    return contrast * blobs / blobs.std()
+
+
+@pytest.mark.parametrize("contrast", [0, 60], ids=["empty", "still"])
+@pytest.mark.parametrize(
+    ("frames", "size", "seeds"), [(4, 64, (27, 35)), (6, 96, range(4)), (7, 64, range(4))]
+)
+def test_a_few_frames_of_independent_noise_have_nothing_that_lasts(
+    frames: int, size: int, seeds: tuple[int, ...], contrast: float
+) -> None:
+    for seed in seeds:
+        noise = np.random.default_rng(seed).normal(100, 10, (frames, size, size))
+        stats = noise_statistics(noise + textured(seed, 4, contrast, size))
+        assert not stats.fixed_pattern
+        assert stats.blinded_lags == ()
+
+
+@pytest.mark.parametrize("frames", [6, 7])
+@pytest.mark.parametrize("shape", [(96, 96), (1, 96)], ids=["gain residue", "columns"])
+def test_a_strong_frozen_pattern_is_found_in_a_few_frames(
+    frames: int, shape: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(1)
+    movie = rng.normal(100, 10, (frames, 96, 96)) + textured(1, 4, 60, 96)
+    stats = noise_statistics(movie + rng.normal(0, 7.5, shape))
+    assert stats.fixed_pattern
+    assert stats.blinded_lags == (1, 2, 3, 4)
+
+
+# --- Cuts ---------------------------------------------------------------------------------------
+
+
+def scenes_of(starts: tuple[int, ...], frames: int) -> np.ndarray:
+    """Return noise of standard deviation 10 over another still texture from each start on."""
+    movie = np.random.default_rng(5).normal(500, 10, (frames, 192, 192))
+    for k, start in enumerate((0, *starts)):
+        movie[start:] += textured(k, 1, 60, 192) - (textured(k - 1, 1, 60, 192) if k else 0)
+    return movie.astype(np.float32)
+
+
+@pytest.mark.parametrize(("frames", "starts"), [(40, (10, 20, 30)), (8, (4,))])
+def test_frames_across_a_cut_are_not_compared(frames: int, starts: tuple[int, ...]) -> None:
+    movie = Movie.from_array(scenes_of(starts, frames))
+    health = check(movie)
+    assert np.flatnonzero(np.diff(health.segment)).tolist() == [s - 1 for s in starts]
+    stats = noise_of_checked(movie, health)
+    assert stats.hole == (1, 1)
+    assert stats.sigma == pytest.approx(10, rel=0.05)
+    assert not stats.fixed_pattern
+    assert np.median(stats.mean_variance.variances) == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize(("frames", "start", "gain"), [(8, 4, 1.5), (12, 4, 0.5), (12, 8, 2.0)])
+def test_frames_across_a_jump_of_the_brightness_are_not_compared(
+    frames: int, start: int, gain: float
+) -> None:
+    """Scenes of different length and noise weigh the same in a change and in its power."""
+    picture = textured(0, 2, 60, 192) + 500
+    brightness = np.where(np.arange(frames) < start, 1, gain)[:, None, None]
+    noise = np.random.default_rng(0).normal(0, 10, (frames, 192, 192)) * np.sqrt(brightness)
+    movie = Movie.from_array((picture * brightness + noise).astype(np.float32))
+    health = check(movie)
+    assert [f.frames for f in health.findings if f.code == "intensity-jump"] == [(start,)]
+    stats = noise_of_checked(movie, health)
+    assert stats.hole == (1, 1)
+    levels = 10 * np.sqrt(brightness)
+    assert levels.min() * 0.95 < stats.sigma < levels.max() * 1.05
+    assert stats.blinded_lags == ()
+    assert not stats.fixed_pattern
+
+
+def test_flashes_in_the_first_frame_of_a_scene_are_left_out() -> None:
+    movie = scenes_of((10,), 20)
+    movie[10][np.random.default_rng(0).random((192, 192)) < 3e-3] += 5000
+    stats = noise_statistics(movie, scenes=np.arange(20) >= 10)
+    assert stats.hole == (1, 1)
+    assert stats.sigma == pytest.approx(10, rel=0.05)
+    assert any("flash" in text for text in stats.warnings)
+
+
 # --- Noise level --------------------------------------------------------------------------------
 
 
@@ -302,7 +387,7 @@ def test_sigma_is_the_noise_and_follows_the_units() -> None:
 # --- Trouble ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 70), st.integers(1, 70)),
     kind=st.sampled_from([np.uint8, np.int16, np.uint16, np.float32, np.float64, bool]),
@@ -417,6 +502,7 @@ def test_wrong_options_are_explained() -> None:
         {"max_lag": -1},
         {"max_temporal_lag": 0},
         {"frames": 0},
+        {"scenes": np.zeros(4, int)},
         {"bad_pixels": np.zeros((4, 4), bool)},
     ):
         with pytest.raises(ShineError):

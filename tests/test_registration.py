@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from small import health, model
 
 from shine_em.denoising import Denoiser
@@ -77,6 +77,42 @@ def test_a_jump_of_the_stage_is_followed():
     found = replace(check(movie), segment=np.zeros(16, int))  # the jump is no scene cut here
     drift = measure_drift(movie, health=found, noise=noise_statistics(movie))
     assert np.abs(np.diff(drift.path, axis=0) - steps).max() < 0.5
+
+
+def broad(width: float, side: int, step: tuple[int, int], seed: int) -> np.ndarray:
+    """Return 16 frames of random blobs of a Gaussian's width, px, that drift steadily."""
+    wide = np.random.default_rng(seed).normal(size=(side + 160, side + 160))
+    wide = gaussian_filter(wide, width, mode="wrap")
+    places = 80 - np.outer(np.arange(16) - 8, step)
+    return np.array([wide[y : y + side, x : x + side] for y, x in places])
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "step", "snr"),
+    [
+        (8, 128, (0, 2), 10.0),
+        (8, 128, (0, 2), 1.0),
+        (12, 128, (0, 2), 2.0),
+        (12, 128, (0, 2), 10.0),
+        (8, 256, (0, 2), 1.0),
+        (8, 128, (5, -6), 1.0),
+        (2, 128, (0, 2), 1.0),
+    ],
+)
+def test_the_drift_of_a_broad_picture_is_not_too_small(width, side, step, snr):
+    found = [drift_of(noisy(broad(width, side, step, s), snr, seed=s)) for s in range(3)]
+    off = np.array([np.diff(drift.path, axis=0) - step for drift in found])
+    error = np.mean([drift.error for drift in found])
+    assert np.abs(np.median(off, axis=(0, 1))).max() < 0.03 + 0.3 * error
+    assert 0.4 < np.sqrt(np.mean(off**2)) / error < 2
+
+
+@pytest.mark.parametrize(("width", "snr"), [(8, 10.0), (8, 1.0), (12, 2.0)])
+def test_a_broad_picture_at_rest_does_not_drift(width, snr):
+    for seed in range(3):
+        drift = drift_of(noisy(broad(width, 128, (0, 0), seed), snr, seed=seed))
+        assert drift.step == 0
+        assert not drift.helps
 
 
 @pytest.mark.parametrize("snr", [1.0, 0.2, 0.08])

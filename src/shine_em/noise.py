@@ -146,6 +146,7 @@ def noise_statistics(
     max_temporal_lag: int = 4,
     frames: int | None = None,
     skip_frames: Collection[int] = (),
+    scenes: np.ndarray | None = None,
     bad_pixels: np.ndarray | None = None,
 ) -> NoiseStatistics:
     """Measure the noise of a movie and recommend a blind spot.
@@ -164,6 +165,9 @@ def noise_statistics(
         gives errors below 0.01 in the correlation for frames of 128×128 and larger.
     skip_frames
         Frames to leave out (blank or broken ones).
+    scenes
+        ``(t,)`` number of the scene that each frame belongs to; frames of different scenes are
+        never compared. The default is one scene.
     bad_pixels
         ``(y, x)`` boolean mask of pixels to leave out.
 
@@ -190,7 +194,7 @@ def noise_statistics(
     """
     if not isinstance(movie, Movie):
         movie = Movie.from_array(movie)
-    _check(movie, max_lag, max_temporal_lag, frames, bad_pixels)
+    _check(movie, max_lag, max_temporal_lag, frames, scenes, bad_pixels)
     count, height, width = movie.shape
     skipped = frozenset(int(i) % count for i in skip_frames)
     spectra = measure_spectra(
@@ -198,6 +202,7 @@ def noise_statistics(
         lags=max(4, max_temporal_lag),
         frames=frames or _FRAMES,
         skip_frames=skipped,
+        scenes=scenes,
         bad_pixels=bad_pixels,
     )
     radius = min(max_lag, max((min(spectra.tile_shape) - 1) // 3, 0))
@@ -279,7 +284,8 @@ def noise_of(movie: Movie, health: Health) -> NoiseStatistics:
 
     Blank frames and copies are left out, and what is left counts as consecutive: a repeated frame
     would pass for noise that lives on, and where every second frame is blank no two would be
-    neighbours.
+    neighbours. Frames across a scene cut or a step of the brightness are not compared: they differ
+    by more than noise.
 
     Parameters
     ----------
@@ -290,13 +296,18 @@ def noise_of(movie: Movie, health: Health) -> NoiseStatistics:
     kept = np.flatnonzero(
         ~np.asarray(health.blank, bool) & (np.asarray(health.duplicate_of) == np.arange(count))
     )
+    steps = [t for f in health.findings if f.code == "intensity-jump" for t in f.frames]
+    scenes = np.array(health.segment)
+    for step in steps:
+        scenes[step:] += 1
     good = movie
     if 0 < len(kept) < count:
         frames = LazyFrames(
             lambda i: movie.frame(int(kept[i])), (len(kept), *movie.shape[1:]), movie.dtype
         )
         good = movie.with_data(frames, did="blank and repeated frames left out")
-    return noise_statistics(good, bad_pixels=np.asarray(health.bad_pixels, bool))
+        scenes = scenes[kept]
+    return noise_statistics(good, scenes=scenes, bad_pixels=np.asarray(health.bad_pixels, bool))
 
 
 def _check(
@@ -304,12 +315,15 @@ def _check(
     max_lag: int,
     max_temporal_lag: int,
     frames: int | None,
+    scenes: np.ndarray | None,
     bad_pixels: np.ndarray | None,
 ) -> None:
     if max_lag < 0 or max_temporal_lag < 1:
         raise ShineError("max_lag must be 0 or more and max_temporal_lag 1 or more.")
     if frames is not None and frames < 1:
         raise ShineError(f"At least one frame must be sampled, not {frames}.")
+    if scenes is not None and np.shape(scenes) != (len(movie),):
+        raise ShineError(f"{movie.name}: {np.size(scenes)} scene numbers for {len(movie)} frames.")
     if bad_pixels is not None and np.shape(bad_pixels) != movie.shape[1:]:
         raise ShineError(
             f"{movie.name}: the mask of bad pixels has the shape {np.shape(bad_pixels)}, "

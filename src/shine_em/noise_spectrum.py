@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -48,8 +48,11 @@ class Spectra:
     change
         ``(lags, tiles, fy, fx)``: mean of |X_t − X_{t+k}|²/2 for k = 1, 2, ...; for independent
         noise over a still picture, each is the spectrum of the noise.
-    far
-        ``(tiles, fy, fx)``: the same for frames further apart than every lag in `change`.
+    common
+        ``(lags, tiles, fy, fx)``: mean of Re X_t* X_{t+k}, what such frames have in common. With
+        `change` it adds up to the power of the very frames that were compared.
+    far, far_common
+        ``(tiles, fy, fx)``: the same two for frames further apart than every lag in `change`.
     pairs, far_pairs
         ``(lags + 1,)``: how many frames (first) and frame pairs were averaged, and how many far
         pairs; 0 where the movie has none.
@@ -71,7 +74,9 @@ class Spectra:
 
     power: np.ndarray
     change: np.ndarray
+    common: np.ndarray
     far: np.ndarray
+    far_common: np.ndarray
     pairs: np.ndarray
     far_pairs: int
     origins: np.ndarray
@@ -114,15 +119,23 @@ class Spectra:
 
     def samples(self, lag: int, tiles: int) -> float:
         """Return the independent samples behind a bin of |X|² (lag 0) or change k, over `tiles`."""
+        pairs = float(self.pairs[lag])
+        # Changes k frames apart share each frame with another one: Σρ² = 1 + 2·(1/2)².
+        independent = pairs if lag == 0 or pairs < 2 else pairs / 1.5
+        return max(independent * self._independent_tiles(tiles), 0.5)
+
+    def far_samples(self, tiles: int) -> float:
+        """Return the independent samples behind a bin of `far` or `far_common`, over `tiles`."""
+        # Pairs share frames: many of them tell about as much as there are frames.
+        return max(float(min(self.far_pairs, self.pairs[0])) * self._independent_tiles(tiles), 0.5)
+
+    def _independent_tiles(self, tiles: int) -> float:
         share = 1.0
         for axis, side in enumerate(self.tile_shape):
             places = np.unique(self.origins[:, axis])
             # Hann-tapered tiles that overlap by more than half say nothing new.
             share *= min(1.0, ((np.ptp(places) / side) * 2 + 1) / len(places))
-        pairs = float(self.pairs[lag])
-        # Changes k frames apart share each frame with another one: Σρ² = 1 + 2·(1/2)².
-        independent = pairs if lag == 0 or pairs < 2 else pairs / 1.5
-        return max(independent * max(tiles * share, 1.0), 0.5)
+        return max(tiles * share, 1.0)
 
 
 def measure_spectra(
@@ -131,6 +144,7 @@ def measure_spectra(
     lags: int,
     frames: int,
     skip_frames: Collection[int] = (),
+    scenes: np.ndarray | None = None,
     bad_pixels: np.ndarray | None = None,
 ) -> Spectra:
     """Measure the cross-spectra of a movie from about `frames` of its frames.
@@ -147,6 +161,8 @@ def measure_spectra(
         How many frames to read.
     skip_frames
         Frames that are left out.
+    scenes
+        ``(t,)`` number of each frame's scene; frames of different scenes are never compared.
     bad_pixels
         ``(y, x)`` boolean mask of pixels that are left out.
     """
@@ -160,60 +176,79 @@ def measure_spectra(
     bad = np.zeros((height, width), bool) if bad_pixels is None else np.asarray(bad_pixels, bool)
     wanted = _sampled(count, frames, lags, set(skip_frames))
     # Two frames show which pixels are stuck, and how far noise reaches.
-    cuts = (_cut(movie.frame(i), origins, shape) for i in wanted)
-    shown = list(islice((c for c in cuts if _mostly_finite(c)), 2))
+    shown = _first_two(movie, wanted, origins, shape)
     samples = np.stack(shown).astype(np.float32) if shown else np.zeros((1, len(origins), *shape))
     whole = _whole(samples[0], _cut(bad, origins, shape))
     origins, scale = origins[whole], _scale(samples[0])
     cleaner = _Cleaner(_cut(bad, origins, shape), samples[:, whole] / scale)
     half = shape[1] // 2 + 1
-    sums = np.zeros((lags + 1, len(origins), shape[0], half), np.float32)
+    plane = (len(origins), shape[0], half)
+    power, far, far_common = (np.zeros(plane, np.float32) for _ in range(3))
+    change, common = (np.zeros((lags, *plane), np.float32) for _ in range(2))
     pairs = np.zeros(lags + 1, int)
-    total = np.zeros((len(origins), shape[0], half), np.complex64)
-    recent: dict[int, np.ndarray] = {}
-    pixels: dict[int, np.ndarray] = {}
-    blocks = _Blocks()
+    far_pairs = 0
     offset: np.ndarray | None = None
-    read = 0
+    moments, block_pixels = [], 1
     differs = False
-    for index in wanted:
-        tiles = _cut(movie.frame(index), origins, shape)
-        if not _mostly_finite(tiles):
-            continue
-        tiles = cleaner((tiles / scale).astype(np.float32))
-        if offset is None:
-            offset = tiles.mean(axis=(1, 2), keepdims=True)
-        tiles -= offset
-        spectrum = fft.rfft2(tiles * taper, axes=(1, 2))
-        for k in range(lags + 1):
-            past = spectrum if k == 0 else recent.get(index - k)
-            if past is not None:
-                step = spectrum if k == 0 else spectrum - past
-                sums[k] += step.real**2 + step.imag**2
-                pairs[k] += 1
-        if index - 1 in pixels:
-            differs = differs or not np.array_equal(tiles, pixels[index - 1])
-        blocks.add(tiles, pixels, index, offset)
-        total += spectrum
-        read += 1
-        recent[index], pixels[index] = spectrum, tiles
-        recent = {i: s for i, s in recent.items() if i > index - max(lags, 1)}
-        pixels = {i: p for i, p in pixels.items() if i > index - 2}
-    # Σ over all pairs of |X_t − X_t'|² = n Σ|X|² − |ΣX|²
-    far = np.maximum(read * sums[0] - total.real**2 - total.imag**2 - sums[1:].sum(axis=0), 0)
-    far_pairs = read * (read - 1) // 2 - int(pairs[1:].sum())
-    each = np.maximum(pairs, 1) * np.where(np.arange(lags + 1) > 0, 2, 1)
-    plane = sums / each[:, None, None, None]
+    numbers = np.zeros(count, int) if scenes is None else np.asarray(scenes)
+    for _, group in groupby(wanted, key=lambda i: numbers[i]):
+        scene = list(group)
+        own = np.zeros(plane, np.float32)
+        total = np.zeros(plane, np.complex64)
+        recent: dict[int, np.ndarray] = {}
+        pixels: dict[int, np.ndarray] = {}
+        blocks = _Blocks()
+        for beside in _first_two(movie, scene, origins, shape)[-1:]:
+            cleaner.restart(beside / scale)
+        read = 0
+        for index in scene:
+            tiles = _cut(movie.frame(index), origins, shape)
+            if not _mostly_finite(tiles):
+                continue
+            tiles = cleaner((tiles / scale).astype(np.float32))
+            if offset is None:
+                offset = tiles.mean(axis=(1, 2), keepdims=True)
+            tiles -= offset
+            spectrum = fft.rfft2(tiles * taper, axes=(1, 2))
+            own += spectrum.real**2 + spectrum.imag**2
+            total += spectrum
+            read += 1
+            for k in range(1, lags + 1):
+                past = recent.get(index - k)
+                if past is not None:
+                    step = spectrum - past
+                    change[k - 1] += step.real**2 + step.imag**2
+                    common[k - 1] += spectrum.real * past.real + spectrum.imag * past.imag
+                    pairs[k] += 1
+                    far_pairs -= 1
+            if index - 1 in pixels:
+                differs = differs or not np.array_equal(tiles, pixels[index - 1])
+            blocks.add(tiles, pixels, index, offset)
+            recent[index], pixels[index] = spectrum, tiles
+            recent = {i: s for i, s in recent.items() if i > index - max(lags, 1)}
+            pixels = {i: p for i, p in pixels.items() if i > index - 2}
+        moments.append(blocks.moments())
+        block_pixels = max(block_pixels, blocks.pixels)
+        power += own
+        pairs[0] += read
+        # Σ over all pairs of |X_t − X_t'|² = n Σ|X|² − |ΣX|², and 2 Σ Re X_t* X_t' = |ΣX|² − Σ|X|²
+        whole_power = total.real**2 + total.imag**2
+        far += read * own - whole_power
+        far_common += (whole_power - own) / 2
+        far_pairs += read * (read - 1) // 2
+    each = np.maximum(pairs[1:], 1)[:, None, None, None]
     return Spectra(
-        power=plane[0],
-        change=plane[1:],
-        far=far / max(2 * far_pairs, 1),
+        power=power / max(int(pairs[0]), 1),
+        change=change / (2 * each),
+        common=common / each,
+        far=np.maximum(far - change.sum(axis=0), 0) / max(2 * far_pairs, 1),
+        far_common=(far_common - common.sum(axis=0)) / max(far_pairs, 1),
         pairs=pairs,
         far_pairs=far_pairs,
         origins=origins,
         window=tapers,
-        blocks=blocks.moments(),
-        block_pixels=blocks.pixels,
+        blocks=np.concatenate(moments),
+        block_pixels=block_pixels,
         stuck_pixels=cleaner.stuck,
         spikes=cleaner.spikes,
         seen_pixels=len(origins) * shape[0] * shape[1],
@@ -231,11 +266,14 @@ class _Cleaner:
         self.bad = bad | (stuck if len(samples) > 1 else False)
         self.stuck = int((self.bad & ~bad).sum())
         self.spikes = 0
-        self._last = np.where(np.isfinite(samples[-1]), samples[-1], np.nan)
         jump = np.abs(samples[-1] - samples[0])[~(lost | self.bad)]
         # Noise does not reach five times beyond what one pixel in a thousand reaches.
         reach = float(np.quantile(jump, 0.999)) if jump.size else 0.0
         self._limit = 5 * reach if reach > 0 else np.inf
+
+    def restart(self, beside: np.ndarray) -> None:
+        """Begin a scene, at which all pixels may jump, with what one of its frames shows."""
+        self._last = np.where(np.isfinite(beside), beside, np.nan)
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
         finite = np.isfinite(tiles)
@@ -335,6 +373,14 @@ def _sampled(count: int, frames: int, lags: int, skip: set[int]) -> list[int]:
         starts = np.linspace(0, len(allowed) - run, runs).round().astype(int)
         allowed = np.unique(np.concatenate([allowed[i : i + run] for i in starts]))
     return [int(i) for i in allowed]
+
+
+def _first_two(
+    movie: Movie, frames: list[int], origins: np.ndarray, shape: tuple[int, int]
+) -> list[np.ndarray]:
+    """Return the tiles of the first two of the frames that are finite enough."""
+    cuts = (_cut(movie.frame(i), origins, shape) for i in frames)
+    return list(islice((c for c in cuts if _mostly_finite(c)), 2))
 
 
 def _whole(tiles: np.ndarray, bad: np.ndarray) -> np.ndarray:

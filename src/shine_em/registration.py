@@ -12,6 +12,11 @@ frame to frame, as a fixed pattern does, would pass for a picture at rest: as mu
 statistics found is subtracted. The height of a peak is judged by the spread that the frames' own
 power makes us expect at any displacement. Pairs too noisy to speak for themselves follow the
 trend of those around them.
+
+The taper stands still where the picture moves, and what it makes of a picture broader than its
+slopes looks like a picture at rest, so that the peak lies too near. Pairs that speak for
+themselves are therefore compared once more, without a taper: by the displacement at which their
+squared difference is least (B. Lucas and T. Kanade, Proc. 7th IJCAI, 674, 1981).
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.fft import irfft2, rfft2
+from scipy.fft import dctn, idctn, irfft2, rfft2
 from scipy.ndimage import gaussian_filter1d
 
 from .doctor import Health
@@ -122,7 +127,9 @@ def measure_drift(movie: Movie, *, health: Health, noise: NoiseStatistics) -> Dr
     together = maps.mean(0) * np.sqrt(len(maps))
     height, displacement = _peak(together)
     common = height > _Z and np.abs(displacement).max() >= 0.5
-    each = np.mean([z > _Z and np.abs(d).max() >= 0.5 for z, d in alone])
+    strong = np.array([z > _Z for z, _ in alone])
+    moved, errors = correlator.refined(screened, np.array([d for _, d in alone]), strong)
+    each = np.mean(strong & (np.abs(moved).max(1) >= np.fmax(0.5, 2 * errors)))
     if not common and each < 0.5:
         return _none(len(movie), "The scene does not drift as a whole.", max(height, 0.0))
     significance = max(height, float(np.median([z for z, _ in alone])))
@@ -149,9 +156,9 @@ def _follow(
         if all(height > _Z for height, _ in peaks):
             break
     found = [_single(own, trend) for own, (_, trend) in zip(maps, peaks, strict=True)]
-    steps = np.array([step for step, _ in found])
     alone = np.array([by_itself for _, by_itself in found])
-    whole = np.rint(steps).astype(int) + reach
+    steps, errors = correlator.refined(pairs, np.array([step for step, _ in found]), alone)
+    whole = np.clip(np.rint(steps).astype(int), -reach, reach) + reach
     index = np.arange(len(maps))
     there = maps[index, whole[:, 0], whole[:, 1]]
     here = maps[:, reach, reach]
@@ -165,7 +172,8 @@ def _follow(
     first, segment = np.asarray(health.duplicate_of), np.asarray(health.segment)
     path = np.where((segment[first] == segment)[:, None], path[first], path)
     heights = np.where(alone, there, [height for height, _ in peaks])
-    error = float(np.median(correlator.width / np.maximum(heights, 1)))
+    errors = np.where(np.isnan(errors), correlator.width / np.maximum(heights, 1), errors)
+    error = float(np.median(errors))
     moved = f"{size:.1f} px per frame (± {error:.1f} px)"
     better = float((there - here).sum() / np.sqrt(2 * len(maps)))
     helps = size >= LEAST_DRIFT_PX and at_rest <= _AT_REST and better > _BETTER
@@ -215,7 +223,7 @@ class _Correlator:
         # The share of the picture in the power; not quite zero anywhere, where the noise is not
         # known that well.
         share = np.clip(1 - grain / np.maximum(power, 1e-12), 0.02, 1)
-        smooth = self._band()
+        smooth = self._passed(self._frequency2())
         self.weight = (smooth * share / np.maximum(power, 1e-12)).astype(np.float32)
         # Noise with noise, and noise with picture, make the correlation vary at any displacement.
         varied = (self.weight * power) ** 2 * (1 - np.maximum(1 - grain / power, 0) ** 2)
@@ -234,6 +242,9 @@ class _Correlator:
         bend = float((picture * f2).sum() / picture.sum())
         slope = float(np.sqrt((twice * varied * f2).sum() / (twice * varied).sum()))
         self.width = slope / bend  # px, at a height of one standard deviation
+        # The same without the taper: noise with picture, and noise with noise, per pixel.
+        heard = grain * smooth**2
+        self.heard = float(heard.max()), float((twice * heard**2 * f2).sum() / pixels)
 
     def maps(self, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return ``(pairs, 2·reach + 1, 2·reach + 1)`` correlations in units of their noise.
@@ -253,6 +264,34 @@ class _Correlator:
             full = irfft2(self.weight * cross, s=self.shape)
             out[k] = full[np.ix_(side, side)] / self.sigma
         return out
+
+    def refined(
+        self, pairs: Sequence[tuple[int, int]], steps: np.ndarray, chosen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(pairs, 2)`` displacements and ``(pairs,)`` their errors without a taper, px.
+
+        Pairs that are not chosen stay as they are, and their error is NaN.
+        """
+        out, errors = steps.copy(), np.full(len(steps), np.nan)
+        # A pattern at rest would draw them to zero.
+        if self.lasting is not None:
+            return out, errors
+        fy, fx = (np.arange(n) / (2 * n) for n in self.shape)
+        band = self._passed(fy[:, None] ** 2 + fx[None] ** 2).astype(np.float32)
+        held: dict[int, np.ndarray] = {}
+        for k in np.flatnonzero(chosen):
+            held = {t: held[t] if t in held else self._banded(t, band) for t in pairs[int(k)]}
+            first, second = (held[t] for t in pairs[int(k)])
+            out[k], slopes = _matched(first, second, steps[k], 1.5 * self.reach)
+            if slopes > 0:
+                known, unknown = self.heard
+                errors[k] = np.sqrt(2 * known * slopes + unknown * first.size) / slopes
+        return out, errors
+
+    def _banded(self, t: int, band: np.ndarray) -> np.ndarray:
+        """Return a frame in a band of frequencies, its borders mirrored."""
+        frame: np.ndarray = idctn(dctn(self._frame(t)) * band)
+        return frame
 
     def _frame(self, t: int) -> np.ndarray:
         raw = self.movie.frame(t)[self.middle]
@@ -279,9 +318,8 @@ class _Correlator:
         squared: np.ndarray = fy**2 + fx**2
         return squared
 
-    def _band(self) -> np.ndarray:
+    def _passed(self, radius2: np.ndarray) -> np.ndarray:
         """Leave out uneven illumination, and what is finer than the displacement's rounding."""
-        radius2 = self._frequency2()
         slow = 1.5 / min(self.shape)
         band: np.ndarray = np.exp(-radius2 / (2 * 0.18**2)) * (1 - np.exp(-radius2 / (2 * slow**2)))
         return band
@@ -297,6 +335,49 @@ def _lasting(noise: NoiseStatistics) -> float:
         if value > 3 * error
     ]
     return max([noise.fixed_pattern_fraction if noise.fixed_pattern else 0.0, *sure])
+
+
+def _matched(
+    first: np.ndarray, second: np.ndarray, step: np.ndarray, reach: float
+) -> tuple[np.ndarray, float]:
+    """Return the displacement near ``step`` (y, x), px, at which two frames differ least.
+
+    Also the sum of the picture's squared slopes, per axis (0 if no displacement was found).
+
+    Gauss-Newton steps, each from the whole-pixel displacement that the last one led to. The
+    slopes of both frames are multiplied, each with noise of its own, so that noise adds nothing.
+    """
+    best, least, slopes = step, np.inf, 0.0
+    found = step
+    rows, columns = first.shape
+    for _ in range(8):
+        whole = np.rint(found).astype(int)
+        if np.abs(whole).max() > reach:
+            break
+        # The frames' mirrored borders do not move with the picture.
+        (y, x), (my, mx) = whole, (max(n // 8, 2) for n in first.shape)
+        top, left = max(0, -y) + my, max(0, -x) + mx
+        low, right = rows - max(0, y) - my, columns - max(0, x) - mx
+        a, b = first[top:low, left:right], second[top + y : low + y, left + x : right + x]
+        change = (a - b)[1:-1, 1:-1]
+        differs = float(np.mean(change**2))
+        if differs >= least:
+            break
+        ga, gb = (
+            np.stack([(f[2:, 1:-1] - f[:-2, 1:-1]).ravel(), (f[1:-1, 2:] - f[1:-1, :-2]).ravel()])
+            / 2
+            for f in (a, b)
+        )
+        bend = ga @ gb.T
+        bend = (bend + bend.T) / 2
+        if np.linalg.eigvalsh(bend)[0] <= 0:
+            break
+        move = np.linalg.solve(bend, (ga + gb) @ change.ravel() / 2)
+        best, least, slopes = whole + np.clip(move, -1, 1), differs, float(np.trace(bend)) / 2
+        found = whole + np.clip(move, -2, 2)
+        if np.array_equal(np.rint(found), whole):
+            break
+    return best, slopes
 
 
 def _averaged(maps: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,8 @@ def temporal_noise(
     """Measure how far noise is correlated in time.
 
     At frequencies that hold no picture, the correlation of the noise k frames apart is
-    1 − (change over k frames)/(power). Where the picture has power, the same ratio is raised,
+    (power in common)/(power), of the same pairs of frames: so noise that is independent gives zero
+    on average, however few the pairs are. Where the picture has power, the same ratio is raised,
     because the picture lives on. So the correlation is the centre of the lowest group of ratios
     over all frequencies at which the noise is strong. Noise frozen for good is what this leaves
     at frames far apart, at the highest spatial frequencies, where no picture reaches.
@@ -72,20 +73,21 @@ def temporal_noise(
     correlation = np.full(lags + 1, np.nan)
     error = np.full(lags + 1, np.nan)
     correlation[0], error[0] = 1.0, 0.0
-    power = np.average(spectra.power, axis=0, weights=weights)
+
+    def correlated(common: np.ndarray, change: np.ndarray) -> np.ndarray:
+        shared = np.average(common, axis=0, weights=weights)
+        return shared / (shared + np.average(change, axis=0, weights=weights))
+
     strong = spectra.usable & (noise > 0.05)
     crowded = False
-    fraction, fraction_error = _fixed_pattern(spectra, power, weights)
+    fraction, fraction_error = _fixed_pattern(spectra, weights)
     fixed = fraction > MATERIAL_PATTERN and fraction > _SIGMAS * fraction_error
-    far = None
-    if spectra.far_pairs:
-        far = 1 - np.average(spectra.far, axis=0, weights=weights) / power
+    far = correlated(spectra.far_common, spectra.far) if spectra.far_pairs else None
     blinded = []
     for lag in range(1, lags + 1):
         if lag >= len(spectra.pairs) or not spectra.pairs[lag]:
             continue
-        change = np.average(spectra.change[lag - 1], axis=0, weights=weights)
-        ratio = (1 - change / power)[strong]
+        ratio = correlated(spectra.common[lag - 1], spectra.change[lag - 1])[strong]
         spread = 1 / np.sqrt(2 * spectra.samples(lag, tiles))
         centre, kept = lower_cluster(ratio, spread)
         alone = max(kept.sum() / HANN_OVERLAP**2, 1)
@@ -127,18 +129,20 @@ def temporal_noise(
     )
 
 
-def _fixed_pattern(spectra: Spectra, power: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return the frozen share of the noise variance: single pixels, columns and rows."""
+def _fixed_pattern(spectra: Spectra, weights: np.ndarray) -> tuple[float, float]:
+    """Return the frozen share of the noise variance and its error: pixels, columns and rows."""
     if not spectra.far_pairs or not spectra.pairs[1]:
         return 0.0, np.inf
     # The median over the tiles: a pattern is everywhere, a sharp edge of the picture is not.
     alive = weights > 0
-    parts = (spectra.power[alive] - spectra.far[alive]) * weights[alive, None, None]
+    # Independent noise has either sign in what two frames share, so that its median is zero.
+    parts = spectra.far_common[alive] * weights[alive, None, None]
     frozen = np.median(parts, axis=0) / weights[alive].mean()
     fy, fx = (np.abs(f) for f in spectra.frequencies)
     corner = np.hypot(fy, fx) > 0.5
+    power = np.average(spectra.power, axis=0, weights=weights)
     spread = 1.25 * float(np.median(power[corner]))
-    spread /= np.sqrt(2 * spectra.samples(0, int(alive.sum())))
+    spread /= np.sqrt(2 * spectra.far_samples(int(alive.sum())))
     total = float(spectra.plane_mean(np.average(spectra.change[0], axis=0, weights=weights)))
     pixel, kept = lower_cluster(frozen[corner], spread)
     pixel_error = spread / np.sqrt(max(kept.sum() / HANN_OVERLAP**2, 1))
@@ -155,4 +159,5 @@ def _fixed_pattern(spectra: Spectra, power: np.ndarray, weights: np.ndarray) -> 
             if line > _SIGMAS * spread * 1.5 / across:
                 lines += line
     fraction = max(pixel, 0.0) + lines
-    return fraction / (fraction + total), float(np.hypot(pixel_error, _SYSTEMATIC))
+    whole = fraction + total
+    return fraction / whole, float(np.hypot(pixel_error / whole, _SYSTEMATIC))
