@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from small import model as random_model
 from small import noisy, scene
 
 import shine_em as shine
+from shine_em import dose
 from shine_em.cli import main
 from shine_em.denoising import Denoiser
 from shine_em.dose import _part, _possible_skips, advise
-from shine_em.dose_advice import Advice
+from shine_em.dose_advice import Advice, Criterion
 from shine_em.dose_figure import plot_dose
-from shine_em.dose_measures import measure_halves, particle_measure, ratio_of_means
+from shine_em.dose_measures import Halves, measure_halves, particle_measure, ratio_of_means
 from shine_em.dose_thinning import ElectronNoise, electron_noise, slower, thin
 from shine_em.events import Event
 from shine_em.movie import LazyFrames
@@ -183,6 +185,57 @@ def test_doubled_frames_are_refused_before_any_training() -> None:
     with pytest.raises(shine.ShineError, match=r"export: no two of the 12 .* --frames ::2"):
         advise(doubled, skips=[1], options=Options(steps=2), progress=told.append)
     assert "training" not in {event.stage for event in told}
+
+
+def lasting() -> shine.Movie:
+    """Return a movie whose noise lives on for a frame."""
+    raw = np.random.default_rng(0).normal(0, 4, (14, 64, 64))
+    raw[1:] = 0.8 * raw[1:] + 0.6 * raw[:-1]
+    return shine.Movie.from_array((scene(14, 64, 64) + raw).astype(np.float32), name="lag")
+
+
+@pytest.mark.parametrize("criterion", ["snr", "frc"])
+def test_noise_shared_by_the_halves_is_refused_before_any_training(criterion: Criterion) -> None:
+    told: list[Event] = []
+    with pytest.raises(shine.ShineError, match=rf"lag: .* {criterion} .* --measure particles"):
+        advise(
+            lasting(), fractions=[1], skips=[1, 2], criterion=criterion, progress=told.append,
+            options=Options(steps=2, ensemble=False),
+        )  # fmt: skip
+    assert "training" not in {event.stage for event in told}
+
+
+def test_particles_are_measured_where_halves_share_the_noise() -> None:
+    found = advise(
+        lasting(), fractions=[1], skips=[1, 2], criterion="particles",
+        options=Options(steps=2, ensemble=False), measure=lambda frame: {"SD": float(frame.std())},
+    )  # fmt: skip
+    full, _ = found.levels
+    assert full.halves.frames.size == 0
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["levels"][0]["snr_db"] is None
+    assert full.name in found.table()
+    plot_dose(found).savefig(io.BytesIO())
+
+
+def test_a_level_whose_halves_share_the_noise_is_left_out(
+    counted: shine.Movie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([[], [()]])  # the full dose, then the lower one
+    compare = dose.measure_halves
+
+    def halves(denoiser: Denoiser, movie: shine.Movie, *rest: Any, **how: Any) -> Halves:
+        if next(measured):
+            lags = {"blinded_lags": [1]}
+            denoiser = Denoiser(replace(denoiser.model, noise=lags))
+        return compare(denoiser, movie, *rest, **how)
+
+    monkeypatch.setattr(dose, "measure_halves", halves)
+    found = advise(
+        counted, fractions=[0.5], skips=[1], options=Options(steps=2, ensemble=False),
+        measure=lambda frame: {"SD": float(frame.std())},
+    )  # fmt: skip
+    assert [level.name for level in found.levels] == ["full dose"]
+    assert any("Not tested: 50 % dose" in note for note in found.notes)
 
 
 def test_lower_frame_rates_keep_time_and_dose_true() -> None:

@@ -115,7 +115,30 @@ def test_half_windows_share_no_frame_between_even_and_odd(
     n = len(health.blank)
     timeline = Timeline(n, health, blinded)
     t = data.draw(st.integers(0, n - 1))
-    check_window(timeline, timeline.half_window(t, frames), t, frames, range(t % 2, n, 2))
+    others = set(timeline.identity[1 - t % 2 :: 2])
+    allowed = [i for i in range(t % 2, n, 2) if timeline.identity[i] not in others]
+    check_window(timeline, timeline.half_window(t, frames), t, frames, allowed)
+
+
+@given(health=faulty(), frames=widths, blinded=lags)
+def test_half_windows_of_neighbours_share_no_picture(
+    health: Health, frames: int, blinded: tuple[int, ...]
+) -> None:
+    timeline = Timeline(len(health.blank), health, blinded)
+    for t in timeline.pairs():
+        even, odd = (
+            {int(timeline.identity[i]) for i in timeline.half_window(k, frames) if i is not None}
+            for k in (t, t + 1)
+        )
+        assert not even & odd
+
+
+def test_pictures_with_copies_in_the_other_half_are_in_neither() -> None:
+    copies = np.arange(20)
+    copies[4::5] = copies[3::5]  # every fourth picture is there twice
+    timeline = Timeline(20, healthy(20, duplicate_of=copies))
+    assert set(timeline.half_window(10, 5)) <= {0, 2, 6, 10, 12, 16}
+    assert set(timeline.half_window(11, 5)) <= {1, 5, 7, 11, 15, 17}
 
 
 @given(n=st.integers(1, 30), frames=widths, data=st.data())
@@ -144,6 +167,32 @@ def test_windows_at_the_ends() -> None:
     assert timeline.window(18, 5, mirror=True) == (16, 17, 18, 19, 16)
     assert timeline.half_window(10, 5) == (6, 8, 10, 12, 14)
     assert timeline.shift(timeline.half_window(10, 5)) == 0
+
+
+def test_beside_a_blank_or_a_copy_neighbours_keep_the_order_of_time() -> None:
+    blank = np.zeros(20, bool)
+    blank[[10, 16, 17, 18, 19]] = True
+    copies = np.arange(20)
+    copies[4] = 3
+    timeline = Timeline(20, healthy(20, blank=blank, duplicate_of=copies))
+    assert timeline.window(9, 5) == (7, 8, 9, 11, 12)
+    assert timeline.window(11, 5) == (8, 9, 11, 12, 13)
+    assert timeline.window(8, 5) == (6, 7, 8, 9, 11)
+    assert timeline.window(3, 5) == (1, 2, 3, 5, 6)
+    assert timeline.window(5, 5) == (2, 4, 5, 6, 7)
+    assert timeline.window(15, 5) == (13, 14, 15, 12, 11)  # nothing near on the other side
+    assert [timeline.shift(timeline.window(t, 5)) for t in (9, 11, 8, 3, 15)] == [0, 0, 0, 0, 2]
+
+
+@given(health=faulty(), frames=widths, blinded=lags, data=st.data())
+def test_windows_that_are_in_place_run_with_time(
+    health: Health, frames: int, blinded: tuple[int, ...], data: st.DataObject
+) -> None:
+    timeline = Timeline(len(health.blank), health, blinded)
+    window = timeline.window(data.draw(st.integers(0, len(health.blank) - 1)), frames)
+    if timeline.shift(window) == 0:
+        held = [i for i in window if i is not None]
+        assert held in (sorted(held), sorted(held)[::-1])
 
 
 def test_one_frame_has_no_neighbours() -> None:
@@ -433,7 +482,7 @@ def test_a_large_movie_is_drawn_from_in_runs() -> None:
     assert max(centres) >= 30  # to its end
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(health=faulty(), frames=widths, runs=st.integers(1, 3))
 def test_memory_is_bounded_whatever_the_movie(health: Health, frames: int, runs: int) -> None:
     n, height, width = 3 * len(health.blank), 6, 7
@@ -461,7 +510,7 @@ def test_memory_is_bounded_whatever_the_movie(health: Health, frames: int, runs:
         assert all(health.segment[i] == health.segment[t] for i in check)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 6),
     height=st.sampled_from([2, 5, 16, 23, 300]),

@@ -162,6 +162,50 @@ def test_methods_paragraph_holds_the_numbers(data: ReportData) -> None:
     assert "nan" not in short + text
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 64), (3, 64, 1), (3, 2, 2), (1, 3, 40)])
+def test_frames_too_small_for_a_neighbour_have_a_report(tmp_path, shape) -> None:
+    movie = Movie.from_array(np.random.default_rng(0).poisson(9, shape).astype(np.float32))
+    observer = Observer(movie)
+    for t, frame in enumerate(movie.frames()):
+        observer.add(t, frame, np.full(shape[1:], 9.0, np.float32))
+    report = ReportData({}, noise_statistics(movie), observer.finish())
+    assert "with the next pixel could not be measured in frames this small" in methods_text(report)
+    write_report(tmp_path / "r.html", report)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(-5.81, "−5.8 dB"), (np.inf, "∞ dB"), (-np.inf, "no signal"), (np.nan, "no signal")],
+)
+def test_an_snr_in_words(data: ReportData, value: float, said: str) -> None:
+    halves = {"frames": [3], "raw": [value], "denoised": [9.2]}
+    assert f"from {said} to 9.2 dB" in methods_text(replace(data, halves_snr=halves))
+
+
+def test_no_snr_is_drawn_where_no_frames_are_neighbours(tmp_path, data: ReportData) -> None:
+    nothing = np.full(20, np.nan)
+    seen = replace(data.observations, snr_raw=nothing, snr_denoised=nothing)
+    lonely = replace(data, observations=seen, halves_snr=None)
+    text = write_report(tmp_path / "r.html", lonely).read_text("utf-8")
+    assert "SNR of each frame" not in text
+
+
+def test_the_residual_view_is_scaled_by_what_the_observer_measured(data: ReportData) -> None:
+    seen = replace(data.observations, residual_sigma=7.5)
+    assert report_module._player(replace(data, observations=seen))["sigma"] == 7.5
+    flat = replace(data.observations, residual_sigma=0.0)
+    assert report_module._player(replace(data, observations=flat))["sigma"] == 1
+    shown = data.observations.raw - data.observations.denoised
+    assert data.observations.residual_sigma == pytest.approx(shown.std(), rel=1e-4)
+
+
+def test_an_unreliable_gain_has_both_its_reasons(tmp_path, data: ReportData) -> None:
+    curve = replace(data.noise.mean_variance, reliable=False)
+    noise = replace(data.noise, mean_variance=curve)
+    text = write_report(tmp_path / "r.html", replace(data, noise=noise)).read_text("utf-8")
+    assert "the signal varies too little, or moves too fast" in text
+
+
 @pytest.mark.parametrize("shape", [(1, 40, 40), (2, 17, 33), (3, 12, 12)])
 def test_small_movies_without_anything_known(tmp_path, data: ReportData, shape) -> None:
     movie = Movie.from_array(np.random.default_rng(0).poisson(5, shape).astype(np.uint8))

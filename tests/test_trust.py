@@ -11,7 +11,7 @@ import trust_scenes as scenes
 from trust_scenes import EVENT_PX, SIGMA, TrustScene, disc, noise
 
 import shine_em
-from shine_em.smearing import SmearDetector
+from shine_em.smearing import SmearDetector, smear_warnings
 
 Denoised = tuple[np.ndarray, shine_em.Result]
 
@@ -77,9 +77,11 @@ def test_a_particle_of_one_frame_is_kept_or_told_of(seen: Seen):
     assert bool(spoken) == bool(told)
 
 
-def detector_of(raw: np.ndarray, denoised: np.ndarray) -> SmearDetector:
+def detector_of(
+    raw: np.ndarray, denoised: np.ndarray, hole: tuple[int, int] = (3, 3)
+) -> SmearDetector:
     """Return a detector that has seen a movie and what became of it."""
-    detector = SmearDetector(raw.shape[1:], (3, 3))
+    detector = SmearDetector(raw.shape[1:], hole)
     trusted = np.ones(raw.shape[1:], bool)
     for t, (a, b) in enumerate(zip(raw, denoised, strict=True)):
         detector.add(t, a, b, trusted=trusted)
@@ -142,3 +144,44 @@ def test_scenes_are_not_compared_across_a_cut():
         denoised = np.full(shape, 50.0)
         detector.add(t, frame, denoised, trusted=np.ones(shape, bool), scene=int(t >= 6))
     assert detector.finish() == []
+
+
+def test_losses_are_seen_in_frames_of_a_few_blind_spots():
+    """112 pixels hold seven blind spots of 15: too few squares, unless these are made smaller."""
+    level = np.full((16, 112, 112), 50.0)
+    raw = level + 5 * noise(level.shape, blur=3)
+    assert detector_of(raw, level, (15, 15)).finish() == []
+    event = 25 * disc(level.shape[1:], 40, 70, 20)
+    raw[8] += event
+    level[6:11] += event / 5
+    detector = detector_of(raw, level, (15, 15))
+    (smear,) = detector.finish()
+    assert detector.looked
+    assert smear.frame == 8
+    assert max(abs(smear.y - 40), abs(smear.x - 70)) <= 15
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_losses_to_all_the_other_frames_are_seen(n):
+    """In a short movie a smeared event is in all frames: that makes it no less of an event."""
+    level = np.full((n, 120, 150), 50.0)
+    event = 15 * disc(level.shape[1:], 40, 100, 4.5)
+    raw = level + 5 * noise(level.shape, blur=0.6)
+    raw[-1] += event
+    (smear,) = detector_of(raw, level + event / n).finish()
+    assert smear.frame == n - 1
+    assert max(abs(smear.y - 40), abs(smear.x - 100)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "looked"),
+    [((1, 40, 40), True), ((2, 40, 40), False), ((3, 40, 40), True), ((9, 7, 40), False),
+     ((9, 8, 8), True)],
+)  # fmt: skip
+def test_where_losses_cannot_be_seen_the_user_is_told(shape, looked):
+    detector = detector_of(5 * noise(shape), np.zeros(shape))
+    assert detector.finish() == []
+    assert detector.looked == looked
+    told = smear_warnings((), looked=detector.looked)
+    assert bool(told) != looked
+    assert all("not looked for" in text for text in told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "halves_snr",
     "keep_mean",
     "mean_tolerance",
+    "noise_is_shared",
     "tiles",
 ]
 
@@ -226,8 +227,8 @@ class Denoiser:
         frames
             Which frames, in this order; all by default.
         halves
-            Use only neighbours that are as even or odd as the frame itself, so that an even and
-            an odd frame share nothing.
+            Use only neighbours that are as even or odd as the frame itself, and none with a copy
+            among the others, so that an even and an odd frame share nothing.
 
         Yields
         ------
@@ -351,6 +352,11 @@ def keep_mean(
     return frame + np.float32(shift), True
 
 
+def noise_is_shared(lags: Iterable[int]) -> bool:
+    """Tell whether even and odd frames share noise that is correlated so many frames apart."""
+    return any(lag % 2 for lag in lags)
+
+
 def halves_snr(
     denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8
 ) -> dict[str, list[float]] | None:
@@ -362,8 +368,8 @@ def halves_snr(
     Returns
     -------
     dict or None
-        "frames" (the first of each pair), "raw" and "denoised" in dB; None for movies of fewer
-        than six usable frames or where neighbours are blinded at the lags that halves would need.
+        "frames" (the first of each pair), "raw" and "denoised" in dB; None where there is nothing
+        to compare (see `halves`).
     """
     found: dict[str, list[float]] = {"frames": [], "raw": [], "denoised": []}
     for t, raw, denoised in halves(denoiser, movie, health, pairs=pairs):
@@ -391,13 +397,17 @@ def halves(
         The first frame's number and both frames, ``(y, x)`` each. The raw ones are normalised,
         which changes no correlation, and takes out bad pixels (which stay where they are and would
         pass for signal), spikes and what is no number. Nothing for movies of fewer than
-        `LEAST_FRAMES` usable frames, or of which no two are neighbours.
+        `LEAST_FRAMES` usable frames, or of which no two are neighbours, or where the noise lives on
+        from frame to frame: both halves would show the same noise.
     """
-    timeline = Timeline(len(movie), health, denoiser.model.blinded_lags)
+    model, timeline = denoiser.model, Timeline(len(movie), health)
     starts = timeline.pairs()
     if len(timeline.targets()) < LEAST_FRAMES or not starts:
         return
-    normalise, bad = denoiser.model.normalisation.apply, np.asarray(health.bad_pixels, bool)
+    # Not every network blinds what was measured: the paper's sees all its neighbours.
+    if noise_is_shared((*model.blinded_lags, *model.noise.get("blinded_lags", ()))):
+        return
+    normalise, bad = model.normalisation.apply, np.asarray(health.bad_pixels, bool)
     picked = np.unique(np.linspace(0, len(starts) - 1, pairs).astype(int))
     frames = [t for i in picked for t in (starts[i], starts[i] + 1)]
     stream = denoiser.stream(movie, health, frames=frames, halves=True)

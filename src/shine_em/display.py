@@ -157,8 +157,9 @@ def _print_snr(
         if not measured:
             return
         middle = statistics.median(measured)
-        shown.append(f"{middle:.1f}" if math.isfinite(middle) else "no signal")
-    console.print(f"SNR, {what} {shown[0]} → {shown[1]} dB")
+        named = "∞ dB" if middle == math.inf else "no signal"
+        shown.append(f"{middle:.1f} dB" if math.isfinite(middle) else named)
+    console.print(f"SNR, {what} {' → '.join(shown)}".replace(" dB →", " →"))
 
 
 def clock_time(seconds: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .checkpoint import Model
 from .compute import pick_device, pick_precision
-from .denoising import LEAST_FRAMES, Denoiser
+from .denoising import LEAST_FRAMES, Denoiser, noise_is_shared
 from .doctor import check
 from .dose_advice import KEEP, Advice, Criterion, Level, Picture
 from .dose_measures import (
@@ -107,8 +107,9 @@ def advise(
     Raises
     ------
     ShineError
-        If a level is impossible, the movie too short, its noise unknown, the measurement not
-        possible at the full dose, or the time too short.
+        If a level is impossible, the movie too short, its noise unknown or (unless particles are
+        measured) shared by neighbouring frames, the measurement not possible at the full dose, or
+        the time too short.
     """
     begun = time.monotonic() if started is None else started
     options = options or Options()
@@ -125,6 +126,9 @@ def advise(
         )
     tell = progress or (lambda _event: None)
     plan = prepare(movie, options, progress=tell)
+    by_halves = criterion != "particles"
+    if by_halves and noise_is_shared(plan.noise.blinded_lags):
+        raise ShineError(_shared(movie, criterion))
     electrons: ElectronNoise | None = None
     if len(fractions) > 1:  # frame rates are changed without touching a pixel
         electrons = electron_noise(movie, plan.health, plan.noise, gain=gain, dark=dark)
@@ -170,6 +174,11 @@ def advise(
                 f"{error}\nThis is about {name}, one of {len(todo)} levels that share the time: a "
                 f"--time-budget named here is for one level, give {len(todo)} times as much."
             ) from None
+        if by_halves and not here.halves.frames.size:
+            if number == 0:
+                raise ShineError(_shared(movie, criterion))
+            notes += (f"Not tested: {name}, where the noise was found to live on between frames.",)
+            continue
         full = full or here
         if number == 0 and measure is None:
             frames = [full.clean(t) for t in _spread(len(part), _COMPARED)]
@@ -390,6 +399,13 @@ def _seconds_per_pixel(movie: Movie, plan: Plan, options: Options) -> float:
         denoiser.predict(windows)
         times.append(time.monotonic() - begun)
     return min(times[1:]) / (rows * columns)
+
+
+def _shared(movie: Movie, criterion: str) -> str:
+    return (
+        f"{movie.name}: the noise lives on from frame to frame, so that even and odd frames share "
+        f"it and {criterion} would count it as picture: use --measure particles."
+    )
 
 
 def _measurable(movie: Movie, level: Level, criterion: str) -> None:

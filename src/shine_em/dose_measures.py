@@ -95,6 +95,8 @@ def check_comparable(movie: Movie, health: Health) -> None:
 def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: int = 8) -> Halves:
     """Compare neighbouring even and odd frames that were denoised from frames of their own kind.
 
+    Where the noise lives on from frame to frame there are no pairs, and no number but nan.
+
     Parameters
     ----------
     denoiser, movie, health
@@ -115,8 +117,11 @@ def measure_halves(denoiser: Denoiser, movie: Movie, health: Health, *, pairs: i
         clean.append(correlation(a, b))
         curves.append(fourier_ring_correlation(a, b, pixel_size_nm=movie.pixel_size_nm))
         errors.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / 2)
-    whole = _mean_curve(curves)
     n = len(picked)
+    if not n:
+        none, no = np.empty(0), math.nan
+        return Halves(none.astype(int), none, no, no, no, FRC(none, none, none), no, no, none, no)
+    whole = _mean_curve(curves)
     left_out = np.array(
         [_mean_curve(curves[:k] + curves[k + 1 :]).resolution() for k in range(n)]
         if n > 1

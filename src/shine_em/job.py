@@ -56,7 +56,8 @@ class Result:
         What was collected for the report.
     halves
         SNR in dB of even and odd frames denoised without sharing a frame:
-        ``{"frames": [...], "raw": [...], "denoised": [...]}``; None where the movie is too short.
+        ``{"frames": [...], "raw": [...], "denoised": [...]}``; None where the movie is too short or
+        its noise lives on from frame to frame.
     warnings
         What the user should know, plain sentences.
     seconds
@@ -119,7 +120,7 @@ class _Clock:
 def denoise(
     movie: Movie | np.ndarray | str | Path,
     *,
-    model: Model | None = None,
+    model: Model | str | Path | None = None,
     uncertainty: bool = False,
     progress: Listener | None = None,
     **options: Any,
@@ -131,8 +132,8 @@ def denoise(
     movie
         The movie, a ``(t, y, x)`` array, or the name of a file.
     model
-        A trained model to use as it is, instead of training one; with ``fine_tune=True`` one to
-        begin training with.
+        A trained model, or the name of its file, to use as it is, instead of training one; with
+        ``fine_tune=True`` one to begin training with.
     uncertainty
         Also return the standard error of every pixel; denoising then takes twice as long.
     progress
@@ -163,6 +164,8 @@ def denoise(
         movie = read(movie)
     elif not isinstance(movie, Movie):
         movie = Movie.from_array(movie)
+    if isinstance(model, (str, Path)):
+        model = Model.load(model)
     if "time_budget" in options and options["time_budget"] is not None:
         options["time_budget"] = parse_duration(options["time_budget"])
     out = np.empty(movie.shape, np.float32)
@@ -284,7 +287,7 @@ def run(
             "alone came too close to the tolerance (0.5 % or 0.02 noise σ).",
         )
     smears = tuple(smearing.finish())
-    warnings += smear_warnings(smears)
+    warnings += smear_warnings(smears, looked=smearing.looked)
     warnings += uncertainty_warnings(model) if error_sink else ()
     frame_errors = None if watch is None else watch.finish()
     warnings += () if frame_errors is None else frame_errors.warnings()

@@ -9,7 +9,7 @@ import numpy as np
 from .doctor import Health
 from .metrics import snr_from_correlation
 from .movie import Movie
-from .patches import Normalisation
+from .patches import Normalisation, Timeline
 from .residual import APART, ResidualSpectra
 
 __all__ = ["Observations", "Observer", "Spectrum"]
@@ -24,6 +24,8 @@ SAMPLES = 200_000  # pixel values kept for histogram and contrast
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """Log power spectra of one frame, ``(y, x)`` each, zero frequency in the middle.
+
+    Untrusted pixels of the raw frame are at their denoised value.
 
     Attributes
     ----------
@@ -43,6 +45,8 @@ class Spectrum:
 class Observations:
     """What an `Observer` saw.
 
+    Pixels are trusted that are neither bad nor spikes and have a value.
+
     Attributes
     ----------
     shape
@@ -57,16 +61,21 @@ class Observations:
         ``(n,)`` frame index of each point of the curves below (the middle of the block of frames
         that was averaged, for movies longer than `POINTS`).
     mean_raw, mean_denoised
-        ``(n,)`` mean of the frame, movie units.
+        ``(n,)`` mean of the frame's trusted pixels, movie units; nan for blank frames.
     snr_raw, snr_denoised
-        ``(n,)`` SNR in dB from the correlation with the frame before (paper Eq. 5); nan for the
-        first frame.
+        ``(n,)`` SNR in dB from the correlation with the frame before (paper Eq. 5); nan where the
+        two are no neighbours (`Timeline.pairs`): for the first frame, beside a blank one or a copy,
+        and after a cut.
     sample_raw, sample_denoised
         ``(m,)`` pixel values at the same random places, for histograms and contrast.
     spectrum
         Power spectra of the middle one of the kept frames.
     residual
-        Sums for the residual test over `TESTED_FRAMES` frames; None for frames below 16×16 pixels.
+        Sums for the residual test over `TESTED_FRAMES` frames, untrusted pixels as 0; None for
+        frames below 16×16 pixels.
+    residual_sigma
+        Standard deviation of raw − denoised in the kept frames, averaged down as they are,
+        untrusted pixels as 0.
     """
 
     shape: tuple[int, int, int]
@@ -83,6 +92,7 @@ class Observations:
     sample_denoised: np.ndarray
     spectrum: Spectrum
     residual: ResidualSpectra | None
+    residual_sigma: float
 
 
 class Observer:
@@ -95,9 +105,8 @@ class Observer:
     keep
         Most frame pairs to keep for display, evenly spread over the movie.
     health
-        Its input check: bad pixels, which stay where they are and would pass for signal, do not
-        count in the SNR of the raw frames, nor do spikes, and blank frames are not looked at. None
-        for a movie without any.
+        Its input check: bad pixels and spikes, which the denoised frames rightly do not have, are
+        shown but do not count, and blank frames are not looked at. None for a movie without any.
     apart
         How many frames apart two denoised frames share no noise (see `ResidualSpectra`).
 
@@ -119,9 +128,11 @@ class Observer:
         self._bad = None if health is None else np.asarray(health.bad_pixels, bool)
         self._shape = movie.shape
         self._next = 0
-        shown = np.arange(n)  # a blank frame has nothing to show
-        if health is not None and not np.all(health.blank):
-            shown = np.flatnonzero(~np.asarray(health.blank, bool))
+        timeline = Timeline(n, health)
+        self._neighbours = set(timeline.pairs())
+        # A blank frame has nothing to show, unless there are no others.
+        shown = np.flatnonzero(timeline.usable | ~timeline.usable.any())
+        self._shown = set(shown.tolist())
         self._kept = shown[_spread(len(shown), max(1, keep))]
         self._tested = set(shown[_spread(len(shown), TESTED_FRAMES)].tolist())
         self._pictured = int(self._kept[len(self._kept) // 2])
@@ -137,10 +148,12 @@ class Observer:
         self._block = -(-n // POINTS)
         self._sums = np.zeros((4, -(-n // self._block)))
         self._counts = np.zeros((4, self._sums.shape[1]))
-        self._sample_every = max(1, n // 1000)
-        self._per_frame = min(height * width, max(1, SAMPLES // -(-n // self._sample_every)))
+        sampled = shown[:: max(1, len(shown) // 1000)]
+        self._sampled = set(sampled.tolist())
+        self._per_frame = min(height * width, max(1, SAMPLES // max(1, len(sampled))))
         self._samples: list[tuple[np.ndarray, np.ndarray]] = []
         self._random = np.random.default_rng(0)
+        self._moments: list[tuple[float, float]] = []  # of the residuals that are shown
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, t: int, raw: np.ndarray, denoised: np.ndarray) -> None:
@@ -163,27 +176,35 @@ class Observer:
         if raw.shape != self._shape[1:] or denoised.shape != self._shape[1:]:
             raise ValueError(f"frames {raw.shape} and {denoised.shape} of a movie {self._shape}")
         self._next += 1
+        if t not in self._shown:
+            return
         pair = (_finite(raw), _finite(denoised))
-        point = t // self._block
-        values = [float(image.mean(dtype=np.float64)) for image in pair]
-        compared = pair
-        if self._normalisation is not None:  # which changes no correlation
+        trusted, compared = np.isfinite(raw), pair
+        if self._normalisation is not None:
+            trusted = self._normalisation.trusted(raw, self._bad)
+            # At the mean, where no pixel speaks for or against; this changes no correlation.
             compared = self._normalisation.apply(raw, self._bad), pair[1]
-        if self._previous is not None:
+        # What is known of an untrusted pixel is its denoised value: their difference is 0.
+        clean = np.where(trusted, pair[0], pair[1])
+        point = t // self._block
+        values = [_mean(image, trusted) for image in pair]
+        if self._previous is not None and t - 1 in self._neighbours:
             values += [_correlation(a, b) for a, b in zip(self._previous, compared, strict=True)]
         for row, value in enumerate(values):
             if np.isfinite(value):
                 self._sums[row, point] += value
                 self._counts[row, point] += 1
-        if t % self._sample_every == 0:
+        if t in self._sampled:
             places = self._random.integers(0, raw.size, self._per_frame)
             self._samples.append((pair[0].ravel()[places], pair[1].ravel()[places]))
         if t in self._kept:
             self._pairs.append((_shrunk(pair[0], self._shrink), _shrunk(pair[1], self._shrink)))
+            shown = _shrunk(clean - pair[1], self._shrink)
+            self._moments.append((_mean(shown), _mean(np.square(shown, dtype=np.float64))))
         if self._residual is not None and t in self._tested:
-            self._residual.add((pair[0] - pair[1])[self._middle], pair[1][self._middle], frame=t)
+            self._residual.add((clean - pair[1])[self._middle], pair[1][self._middle], frame=t)
         if t == self._pictured:
-            a, b = (image[self._middle] for image in pair)
+            a, b = (image[self._middle] for image in (clean, pair[1]))
             self._spectrum = Spectrum(t, _log_power(a), _log_power(b), _log_power(a - b))
         self._previous = compared
 
@@ -202,6 +223,7 @@ class Observer:
             means = np.where(self._counts > 0, self._sums / np.maximum(self._counts, 1), np.nan)
         first = np.arange(means.shape[1]) * self._block
         last = np.minimum(first + self._block, n) - 1
+        mean, square = np.mean(self._moments, axis=0)
         return Observations(
             shape=self._shape,
             kept=self._kept,
@@ -217,6 +239,7 @@ class Observer:
             sample_denoised=np.concatenate([b for _, b in self._samples]),
             spectrum=self._spectrum,
             residual=self._residual,
+            residual_sigma=float(np.sqrt(max(square - mean**2, 0.0))),
         )
 
 
@@ -239,6 +262,12 @@ def _finite(image: np.ndarray) -> np.ndarray:
         good = np.isfinite(out)
         out = np.where(good, out, out[good].mean() if good.any() else 0).astype(np.float32)
     return out
+
+
+def _mean(image: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Return the mean of all pixels, or of those ``where`` True; nan for none."""
+    values = image if where is None or where.all() else image[where]
+    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,9 +96,10 @@ class Timeline:
 
     A window never crosses a scene cut and never holds its centre frame twice, be it the frame
     itself or an identical copy: that would show the network the pixels that its hole hides.
-    Where a neighbour is missing (ends, cuts, blanks, duplicates) the nearest unused frame of the
-    same scene takes its place, inner positions first; a scene with too few frames repeats
-    neighbours; one with a single frame leaves the positions empty.
+    Where a neighbour is missing (blanks, duplicates), the next one takes its place, so that the
+    frames on either side stay in the order of time. Where there is none near (ends, cuts), the
+    nearest unused frames of the other side do, inner positions first; a scene with too few frames
+    repeats neighbours; one with a single frame leaves the positions empty.
 
     Where the scene drifts (``health.path``), neighbours are to be shown displaced by whole pixels,
     so that their picture lies on that of the centre frame (`displacements`).
@@ -150,27 +152,38 @@ class Timeline:
         return self._window(t, frames, allowed, mirror=mirror)
 
     def half_window(self, t: int, frames: int, *, mirror: bool = False) -> Window:
-        """Return a window made only of frames as even or odd as ``t``."""
-        return self._window(t, frames, range(t % 2, self.n, 2), step=2, mirror=mirror)
+        """Return a window made only of frames as even or odd as ``t``.
+
+        Pictures of which the other kind holds a copy are left out, or halves would share them.
+        """
+        half = copy(self)
+        half.usable = self.usable & ~np.isin(self.identity, self.identity[1 - t % 2 :: 2])
+        return half._window(t, frames, range(t % 2, self.n, 2), step=2, mirror=mirror)
 
     def _window(
         self, t: int, frames: int, allowed: range, *, step: int = 1, mirror: bool = False
     ) -> Window:
         half = frames // 2
         candidates = self._nearest(t, allowed, 2 * frames * step)
-        offsets = sorted((o for o in range(-half, half + 1) if o), key=lambda o: (abs(o), -o))
         chosen: dict[int, int] = {}
-        for o in offsets:  # those that stand where they should
-            if t + step * o in candidates and self._fits(t, o, t + step * o):
-                chosen[o] = t + step * o
+        for side in (1, -1):  # outwards, in the order of time
+            waiting = [c for c in candidates if (c - t) * side > 0]
+            for o in range(1, half + 1):
+                near = [c for c in waiting if abs(c - t) <= step * (o + half)]
+                fitting = [c for c in near if self._fits(t, o, c)]
+                if not fitting:
+                    break
+                chosen[side * o] = fitting[0]
+                waiting = waiting[waiting.index(fitting[0]) + 1 :]
+        offsets = sorted((o for o in range(-half, half + 1) if o), key=lambda o: (abs(o), -o))
         moved = [o for o in offsets if o not in chosen]
         for o in moved:
             fitting = [c for c in candidates if self._fits(t, o, c)]
-            unused = [c for c in fitting if c not in chosen.values()]
             if mirror and t - step * o in fitting:
                 chosen[o] = t - step * o
             elif fitting:
-                chosen[o] = (unused or fitting)[0]
+                used = chosen.values()
+                chosen[o] = min(fitting, key=lambda c: (c in used, (c - t) * o > 0, abs(c - t)))
         turn = -1 if sum(o < 0 for o in moved) > sum(o > 0 for o in moved) else 1
         return tuple(t if o == 0 else chosen.get(turn * o) for o in range(-half, half + 1))
 
@@ -178,16 +191,14 @@ class Timeline:
     def shift(window: Window) -> int:
         """Return how many neighbours are out of place, at most half of the window's width.
 
-        The network has extra weights for each number, since a neighbour that is further away in
-        time than its place says must weigh less.
+        That is, on the other side of the centre frame in time than their place says. The network
+        has extra weights for each number, since such a neighbour tells something else.
         """
         half = len(window) // 2
         t = window[half]
         assert t is not None
-        lags = [None if i is None else abs(i - t) for i in window]
-        step = 2 if all(lag is None or lag % 2 == 0 for lag in lags) and half else 1
-        out = sum(lag is not None and lag != step * abs(k - half) for k, lag in enumerate(lags))
-        return min(out, half)
+        sides = [(k < half) == (i < t) for k, i in enumerate(window) if i is not None and k != half]
+        return min(sum(sides), len(sides) - sum(sides))  # the window may be turned
 
     def displacements(self, window: Window) -> list[tuple[int, int]]:
         """Return how far (rows, columns) the picture of each frame lies from the centre frame's.

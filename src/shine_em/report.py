@@ -166,16 +166,15 @@ def methods_text(report: ReportData, *, result: ResidualTest | None = None) -> s
         + f", a self-supervised blind-spot network, {_taught_by(report)}, after SHINE ({PAPER}).",
     ]
     reach = noise.difference_correlation.shape[0] // 2
-    neighbour = (
-        noise.difference_correlation[reach, reach + 1],
-        noise.difference_correlation[reach + 1, reach],
-    )
+    correlation = "could not be measured in frames this small"
+    if reach:
+        along_x, along_y = noise.difference_correlation[[reach, reach + 1], [reach + 1, reach]]
+        correlation = f"is {along_x:.3f} along x and {along_y:.3f} along y"
     where = "from differences of frames" if n > 1 else "in the one frame there is"
     text.append(
         f"The noise (standard deviation {noise.sigma:.3g} in the movie's units) was measured "
-        f"{where}; its correlation with the next pixel is {neighbour[0]:.3f} along x "
-        f"and {neighbour[1]:.3f} along y, for which a blind spot of {noise.hole[0]} × "
-        f"{noise.hole[1]} pixels (rows × columns) was recommended."
+        f"{where}; its correlation with the next pixel {correlation}, for which a blind spot of "
+        f"{noise.hole[0]} × {noise.hole[1]} pixels (rows × columns) was recommended."
     )
     if training:
         text.append(_training_sentence(training))
@@ -267,7 +266,7 @@ def _page(report: ReportData) -> str:
         "temporal": figures.temporal_correlation(noise),
         "variance": figures.mean_variance(noise),
         "loss": figures.loss_curve(report.training) if report.training.get("train_loss") else None,
-        "snr": figures.snr_curve(seen, report.halves_snr) if seen.shape[0] > 1 else None,
+        "snr": None if np.isnan(seen.snr_raw).all() else figures.snr_curve(seen, report.halves_snr),
         "means": figures.frame_means(seen),
         "histogram": figures.histogram(seen, unit=report.intensity_unit or ""),
         "drift": figures.drift_curve(report.drift)
@@ -426,7 +425,7 @@ def _player(report: ReportData) -> dict[str, Any]:
         "stored": stored,
         "own": own,
         "shared": shared_contrast(seen.sample_raw, seen.sample_denoised),
-        "sigma": _residual_sigma(seen),
+        "sigma": seen.residual_sigma or 1.0,
         "bar": {"share": bar.length_px / (width * pixel), "label": bar.label},
         "seconds": report.frame_time_s,
     }
@@ -450,11 +449,6 @@ def _spectra(report: ReportData) -> list[tuple[str, str]]:
     ]
 
 
-def _residual_sigma(seen: Observations) -> float:
-    sigma = float(np.std(seen.raw - seen.denoised, dtype=np.float64))
-    return sigma if sigma > 0 else 1.0
-
-
 def _data_url(encoded: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
 
@@ -474,6 +468,8 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _db(value: float) -> str:
+    if value == math.inf:
+        return "∞ dB"
     return f"{value:.1f} dB".replace("-", "−") if math.isfinite(value) else "no signal"
 
 

@@ -4,12 +4,12 @@ A network that sees neighbouring frames expects the picture to go on. What flash
 out faint, or smeared over the frames around it. Its missing part is then in the residual (raw −
 denoised): a blob, at that place, in that frame and not in those around it.
 
-The residual is summed over squares three holes wide. The sums are divided by their usual
-scatter among places of the same brightness (so much is noise) and, at the end, by the
-scatter at the same place over time where that is larger: what stands out in many frames is no
-event. The threshold keeps the chance of one false alarm in a whole movie of noise at 1 %, counting
-every square of every frame; where the sums are skewed (few electrons per square) it is that of the
-gamma distribution with the same skewness, and heavier tails raise it by the Cornish-Fisher term.
+The residual is summed over squares three holes wide. The sums are divided by their usual scatter
+among places of the same brightness (so much is noise) and, at the end, by the scatter at the same
+place in the frames further away where that is larger: what stands out in many frames is no event.
+The threshold keeps the chance of one false alarm in a whole movie of noise at 1 %, counting every
+square of every frame; where the sums are skewed (few electrons per square) it is that of the gamma
+distribution with the same skewness, and heavier tails raise it by the Cornish-Fisher term.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ TOLERATED = 0.2
 _AROUND = 2  # frames before and after that an event is compared with
 _LEVELS = 16  # classes of brightness
 _USUAL = 15  # frames that say how much the residual scatters usually
+# Less does not tell how much is usual:
+_CELLS = 8  # along a side
+_FRAMES = 3  # of two that hold an event, or a share of it, none shows the scatter without it
 _LEAST = 4.5  # what is looked at more closely, in standard deviations
 
 
@@ -78,15 +81,16 @@ class SmearDetector:
     shape
         ``(y, x)`` of the frames.
     hole
-        The blind spot, rows × columns: three of it make a square.
+        The blind spot, rows × columns: three of it make a square; less in frames of so few pixels
+        that `_CELLS` blind spots do not fit. Frames of fewer pixels than that are not looked at.
     """
 
     def __init__(self, shape: tuple[int, int], hole: Hole) -> None:
-        self.hole = hole
-        self.cells = tuple(n // h for n, h in zip(shape, hole, strict=True))
+        self.cell = tuple(max(1, min(h, n // _CELLS)) for n, h in zip(shape, hole, strict=True))
+        self.cells = tuple(n // c for n, c in zip(shape, self.cell, strict=True))
         self._near: deque[_Seen] = deque(maxlen=2 * _AROUND + 1)
         self._waiting: deque[_Seen] = deque()
-        self._found: list[tuple[Smear, tuple[int, int]]] = []
+        self._found: list[tuple[Smear, tuple[int, int], list[float]]] = []
         self._moments: list[tuple[float, float]] = []
         self._scatter: deque[np.ndarray] = deque(maxlen=_USUAL)
         self._squares: np.ndarray | None = None
@@ -114,33 +118,40 @@ class SmearDetector:
         scene
             Number of the scene: frames of different scenes are not compared.
         """
-        if min(self.cells) < 8:
+        self._frames += 1
+        if min(self.cells) < _CELLS:
             return
         missing = np.where(trusted, raw.astype(np.float32) - denoised, np.float32(0))
         residual, level = self._sums(missing), self._sums(denoised)
         z = self._standardised(residual, level)
         self._moments.append(_skewness_and_excess(z))
         self._squares = z**2 if self._squares is None else self._squares + z**2
-        self._frames += 1
         seen = _Seen(t, scene, z, residual, level)
         self._near.append(seen)
         self._waiting.append(seen)
         if len(self._waiting) > _AROUND:
             self._look(self._waiting.popleft())
 
+    @property
+    def looked(self) -> bool:
+        """Whether losses would have been found; a frame alone cannot lose anything to others."""
+        return self._frames < 2 or (self._frames >= _FRAMES and min(self.cells) >= _CELLS)
+
     def finish(self) -> list[Smear]:
         """Return what was weakened, the gravest first."""
         while self._waiting:
             self._look(self._waiting.popleft())
-        if self._frames < 3 or self._squares is None:
+        if self._frames < _FRAMES or self._squares is None:
             return []
         tests = self._frames * self._squares.size
         chance = FALSE_ALARMS / 2 / tests
         lean, tail = np.median(self._moments, axis=0)
         kept: list[Smear] = []
-        for smear, place in sorted(self._found, key=lambda found: -abs(found[0].z)):
-            others = (self._squares[place] - smear.z**2) / (self._frames - 1)
-            z = smear.z / max(1.0, math.sqrt(max(others, 0.0)))
+        for smear, place, near in sorted(self._found, key=lambda found: -abs(found[0].z)):
+            # Not of the frames around, over which the event may be smeared.
+            others = float(self._squares[place] - np.sum(np.square([smear.z, *near])))
+            others /= max(self._frames - 1 - len(near), 1)
+            z = smear.z / math.sqrt(max(others, 1.0))
             if abs(z) < _raised(chance, math.copysign(1.0, z) * lean, tail):
                 continue
             if not any(self._same(smear, other) for other in kept):
@@ -148,8 +159,8 @@ class SmearDetector:
         return kept
 
     def _sums(self, frame: np.ndarray) -> np.ndarray:
-        """Return means over squares of three by three holes, one for each hole's shift."""
-        (rows, columns), (height, width) = self.cells, self.hole
+        """Return means over squares of three by three cells, one for each cell's shift."""
+        (rows, columns), (height, width) = self.cells, self.cell
         whole = frame[: rows * height, : columns * width]
         cells = whole.reshape(rows, height, columns, width).mean((1, 3), dtype=np.float32)
         down = cells[:-2] + cells[1:-1] + cells[2:]
@@ -191,16 +202,23 @@ class SmearDetector:
                 continue
             lost = float(missing) / contrast
             if lost > TOLERATED:
-                y, x = ((k + 1.5) * h for k, h in zip(place, self.hole, strict=True))
-                self._found.append((Smear(seen.frame, y, x, min(lost, 1.0), z), place))
+                y, x = ((k + 1.5) * h for k, h in zip(place, self.cell, strict=True))
+                smear = Smear(seen.frame, y, x, min(lost, 1.0), z)
+                self._found.append((smear, place, [float(s.z[place]) for s in others]))
 
     def _same(self, a: Smear, b: Smear) -> bool:
-        apart = max(abs(a.y - b.y) / self.hole[0], abs(a.x - b.x) / self.hole[1])
+        apart = max(abs(a.y - b.y) / self.cell[0], abs(a.x - b.x) / self.cell[1])
         return apart <= 4 and abs(a.frame - b.frame) <= 1
 
 
-def smear_warnings(smears: Sequence[Smear]) -> tuple[str, ...]:
-    """Return what to tell the user, one sentence or none."""
+def smear_warnings(smears: Sequence[Smear], *, looked: bool = True) -> tuple[str, ...]:
+    """Return what to tell the user of `SmearDetector.finish` and `SmearDetector.looked`, if any."""
+    if not looked:
+        return (
+            f"Temporal smearing was not looked for: only in {_FRAMES} frames or more, of {_CELLS} "
+            "pixels or more along each side, can be told whether what is there for a frame or two "
+            "came out weaker than it was. Look at the raw frames before you measure such events.",
+        )
     if not smears:
         return ()
     listed = "; ".join(
