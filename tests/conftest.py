@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("shine", deadline=None)
+settings.load_profile("shine")
 
 # One test process per core (pytest -n auto), so one thread in each: two that wait for each other on
 # a busy core make a short training ten times slower. Must be set before PyTorch is loaded.

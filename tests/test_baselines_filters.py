@@ -106,7 +106,7 @@ def test_filters_bring_a_movie_closer_to_its_truth(
 
 
 @pytest.mark.parametrize("name", FILTERS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     t=st.integers(1, 6), h=st.integers(8, 41), w=st.integers(8, 41),
     kind=st.sampled_from(["uint8", "int16", "uint16", "float32", "float64"]),

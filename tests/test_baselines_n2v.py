@@ -42,7 +42,7 @@ def test_hidden_pixels_are_anywhere_and_show_what_is_near() -> None:
         assert (seen * 64 - 1).abs().max() < 0.4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     h=st.integers(16, 70), w=st.integers(16, 70), rows=st.sampled_from([1, 3, 5]),
     columns=st.sampled_from([1, 3, 9]), seed=st.integers(0, 99),
@@ -167,7 +167,7 @@ def test_tiles_equal_the_whole_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(fitted.denoise(frame), whole, rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(t=st.integers(1, 3), h=st.integers(16, 39), w=st.integers(16, 39))
 def test_any_shape(t: int, h: int, w: int) -> None:
     fitted = fit(noisy(t, h, w).astype(np.float32), steps=1, batch=2)

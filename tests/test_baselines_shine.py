@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import noisy, scene
 
@@ -62,7 +62,6 @@ def test_the_budget_is_for_training_alone(movie: Movie) -> None:
 
 
 @given(st.lists(st.integers(0, 500), min_size=5, max_size=120, unique=True).map(sorted))
-@settings(deadline=None)
 def test_every_frame_is_either_trained_on_stopped_by_or_scored(targets: list[int]) -> None:
     train, stopping, scored = split_frames(targets)
     assert sorted([*train, *stopping, *scored]) == targets

@@ -29,7 +29,7 @@ def visible(network: UDVD, shape: tuple[int, int], y: int, x: int) -> np.ndarray
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     hole=st.tuples(st.sampled_from([1, 3, 5, 9]), st.sampled_from([1, 3, 7])),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_no_pixel_inside_the_hole_is_seen_and_every_other_one_may_be(shape, place, hole) -> None:
     torch.manual_seed(0)
     network = UDVD(hole, width=6).double()

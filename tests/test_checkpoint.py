@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import health, model, noisy
+from small import health, model, noisy, stop_at
 
 from shine_em.checkpoint import Model, input_hash
 from shine_em.denoising import Denoiser
 from shine_em.errors import ShineError
+from shine_em.job import Interrupted, denoise
 from shine_em.movie import LazyFrames, Movie
 from shine_em.patches import Normalisation
 
@@ -93,10 +94,10 @@ def test_an_existing_file_is_kept_unless_asked(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_where_a_model_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ShineError, match="could not be written"):
+    with pytest.raises(ShineError, match="cannot be written"):
         model().save(tmp_path / "absent" / "m.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(ShineError, match="could not be written"):
+    with pytest.raises(ShineError, match="cannot be written"):
         model().save(tmp_path / "folder.safetensors", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
 
@@ -214,3 +215,26 @@ def test_input_hash_knows_pixels_shape_and_type() -> None:
     different = [changed, raw.reshape(3, 10, 8), raw.astype(np.int32), raw[:2], raw[::-1]]
     hashes = {input_hash(Movie.from_array(a)) for a in (raw, *different)}
     assert len(hashes) == 6
+
+
+def test_names_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 243 + ".safetensors")
+    assert model().save(path) == path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("lost", ["current", "average", "optimiser", "current:last", "optimiser:"])
+def test_what_training_goes_on_from_must_be_there(tmp_path: Path, lost: str) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        denoise(noisy(3, 24, 24), steps=4, progress=stop_at("training", 2))
+    path = stopped.value.model.save(tmp_path / "m.safetensors")
+    assert Model.load(path, resuming=True).state.step == 2
+    words, weights = header(path)["__metadata__"], load_file(path)
+    if lost == "optimiser:":  # of another network
+        weights["optimiser:other/step"] = weights["current:last.weight"].clone()
+    else:
+        weights = {k: v for k, v in weights.items() if not k.startswith(lost)}
+    save_file(weights, path, words)
+    with pytest.raises(ShineError, match=r"m\.safetensors: holds no training that could go on"):
+        Model.load(path, resuming=True)
+    assert Model.load(path).state.step == 2

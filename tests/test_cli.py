@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import math
 import os
 import shlex
 import signal
@@ -16,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small import model as random_model
 from small import noisy, scene
 
 import shine_em as shine
+from shine_em.display import _print_snr
 
 QUICK = ("--steps", "12")
 
@@ -327,6 +331,44 @@ def test_what_noise_cannot_write_is_told_before_it_reads(
     refused(shine_command("noise", "missing.tif", option, name, folder=tmp_path), word, name)
 
 
+@pytest.mark.parametrize(
+    ("results", "word"),
+    [
+        (("--json", "movie.tif"), "the movie itself"),
+        (("--json", "n.png", "--figure", "./n.png"), "two results have this name"),
+    ],
+)
+def test_noise_replaces_neither_its_movie_nor_its_other_result(
+    movie: Path, results: tuple[str, ...], word: str
+) -> None:
+    before = movie.read_bytes()
+    refused(shine_command("noise", movie, *results, "--overwrite", folder=movie.parent), word)
+    assert movie.read_bytes() == before
+    assert made(movie.parent) == {"movie.tif"}
+
+
+def test_a_link_to_a_file_that_is_no_more_is_not_replaced_unasked(
+    movie: Path, untrained: Path
+) -> None:
+    link = movie.with_name("movie_report.html")
+    link.symlink_to("gone.html")
+    done = shine_command("denoise", movie, "--model", untrained, folder=movie.parent)
+    refused(done, "movie_report.html exists", "--overwrite")
+    assert link.is_symlink()
+    refused(shine_command("noise", movie, "--json", link, folder=movie.parent), "exists")
+
+
+def test_results_of_a_pattern_are_named_after_its_folder(tmp_path: Path, untrained: Path) -> None:
+    folder = tmp_path / "run [5 kV]"
+    folder.mkdir()
+    for t, frame in enumerate(noisy(3, 24, 24)):
+        shine.write(shine.Movie.from_array(frame), folder / f"f_{t}.tif")
+    how = ("--model", untrained, "--no-report")
+    done = shine_command("denoise", "run [5 kV]/f_*.tif", *how, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path) == {"run [5 kV]", "run [5 kV]_denoised.tif"}
+
+
 @pytest.mark.parametrize("arguments", [("a" * 300,), ("m.npy", "-o", "a" * 300 + ".tif")])
 def test_names_too_long_for_the_disk(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     np.save(tmp_path / "m.npy", noisy(3, 24, 24))
@@ -547,6 +589,24 @@ def test_a_model_is_written_where_it_belongs(movie: Path) -> None:
         "exists",
         "--overwrite",
     )
+
+
+@pytest.mark.parametrize(
+    ("raw", "denoised", "said"),
+    [
+        ([math.nan, 1.0, 2.0], [math.nan, 8.0], "SNR, halves: 1.5 → 8.0 dB"),
+        ([-math.inf], [8.0], "SNR, halves: no signal → 8.0 dB"),
+        ([-math.inf], [-math.inf], "SNR, halves: no signal → no signal"),
+        ([1.0], [math.inf], "SNR, halves: 1.0 → ∞ dB"),
+        ([math.nan], [math.nan], ""),
+    ],
+)
+def test_an_snr_without_a_number_is_told_in_words(
+    raw: list[float], denoised: list[float], said: str
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    _print_snr(console, "halves:", raw, denoised)
+    assert console.file.getvalue().strip() == said  # type: ignore[attr-defined]
 
 
 def test_one_frame_has_no_neighbour_and_no_snr(movie: Path, untrained: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_border_brings_in_what_lies_outside() -> None:
     width=st.integers(1, 40),
     electrons=st.floats(0, 20),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_size_and_dose(name: str, height: int, width: int, electrons: float) -> None:
     camera = CAMERAS[name]
     noisy, expected = camera.record(

@@ -479,7 +479,7 @@ def test_frame_rate_conversion(clean):
 # --- the interface
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40)),
     dtype=st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8", "?"]),
@@ -507,7 +507,38 @@ def test_large_numbers_keep_their_precision():
     movie = counts(particles(t=8)).astype(np.uint32) + np.uint32(4_000_000_000)
     health = check(movie)
     assert health.scale == pytest.approx(movie.std())
-    assert not problems(health)
+    assert [f.code for f in problems(health)] == ["rounding"]  # in the network, not here
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "told"),
+    [
+        ("u4", 10**6, False),  # every whole number up to 2**24 is a float32
+        ("i4", 3 * 10**7, True),
+        ("i8", 10**12, True),
+        ("f8", 10**9, True),
+        ("f8", 10**4, False),
+        ("f4", 10**9, False),  # what the file itself has rounded, nothing rounds again
+    ],
+)
+def test_rounding_is_told_where_it_matters(clean, dtype, offset, told):
+    movie = Movie.from_array((clean.astype("f8") + offset).astype(dtype))
+    assert ("rounding" in [f.code for f in check(movie).findings]) == told
+    if told:  # 100 times the contrast at the same level
+        loud = (clean.astype("f8") * 4 * np.spacing(np.float32(offset)) + offset).astype(dtype)
+        assert "rounding" not in [f.code for f in check(Movie.from_array(loud)).findings]
+
+
+@pytest.mark.parametrize(
+    ("movie", "words"),
+    [
+        (counts(lattice(t=4)).astype("i8") + 2**60, "subtract a constant"),
+        (counts(lattice(t=4)).astype("f8") * 1e-300, "multiply them by a constant"),
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart(movie, words):
+    with pytest.raises(ShineError, match=words):
+        check(movie)
 
 
 def test_json_keeps_masks_and_thresholds(clean):

@@ -83,6 +83,32 @@ def test_a_real_file_with_brackets_is_no_pattern(tmp_path: Path) -> None:
     assert values(tmp_path / "run[1].tif") == [4]
 
 
+@pytest.mark.parametrize("pattern", ["f_*.tif", "*.tif", "f_[12].tif", "**/f_*.tif"])
+def test_a_folder_with_brackets_is_taken_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    folder = tmp_path / "run [5 kV]"
+    folder.mkdir()
+    for i in (1, 2):
+        tifffile.imwrite(folder / f"f_{i}.tif", frame(i))
+    assert values(folder / pattern) == [1, 2]
+    assert read(folder / pattern).name == (folder / pattern).parent.name
+    monkeypatch.chdir(tmp_path)
+    assert values(f"run [5 kV]/{pattern}") == [1, 2]
+    monkeypatch.chdir(folder)
+    assert values(pattern) == [1, 2]
+    with pytest.raises(ShineError, match="no such file"):
+        read(folder / "missing.tif")
+
+
+@pytest.mark.parametrize("digit", ["²", "①", "٣"])
+def test_digits_of_all_kinds_in_names(tmp_path: Path, digit: str) -> None:
+    for i in (10, 2):
+        tifffile.imwrite(tmp_path / f"1{digit}3_{i}.tif", frame(i))
+    tifffile.imwrite(tmp_path / f"13{digit}.tif", frame(0))
+    assert [v for v in values(tmp_path) if v] == [2, 10]
+
+
 def test_calibration_comes_from_the_first_frame(tmp_path: Path) -> None:
     for i in range(3):
         with mrcfile.new(tmp_path / f"{i}.mrc") as mrc:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shine_em.errors import ShineError
-from shine_em.io import read
+from shine_em.io import read, write
 
 RNG = np.random.default_rng(5)
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -208,3 +208,31 @@ def test_direct_electron_file_and_its_info(data_dir: Path) -> None:
     assert movie.frame_time_s == pytest.approx(1 / 700)
     with mrcfile.open(data_dir / "formats" / "de_movie.mrc", permissive=True) as mrc:
         np.testing.assert_array_equal(movie.data[:], mrc.data)
+
+
+def test_what_a_file_of_ours_says_goes_before_the_cameras_info(tmp_path: Path) -> None:
+    """Every second frame of a movie, written beside it."""
+    (tmp_path / "run_info.txt").write_text("Frames Per Second = 100\nScan - Enable = Enable\n")
+    assert read(make(tmp_path / "run_movie.mrc", np.zeros((4, 5, 7), "f4"))).frame_time_s == 0.01
+    half = read(tmp_path / "run_movie.mrc").select(slice(0, 4, 2))
+    again = read(write(half, tmp_path / "run.mrc"))
+    assert again.frame_time_s == pytest.approx(0.02)
+    assert again.history == half.history
+
+
+@pytest.mark.parametrize(
+    ("label", "time"),
+    [
+        ("converted; frame_time_s=0.0025", None),  # whatever another program means by it
+        ("shine-em frame_time_s=0.0025", 0.0025),
+        ("shine-em frame_time_s=0.0025-ish", None),
+        ("shine-em frame_time_s= dose_e_per_A2=much", None),
+    ],
+)
+def test_only_labels_of_ours_are_believed(tmp_path: Path, label: str, time: float | None) -> None:
+    path = make(tmp_path / "a.mrc", np.zeros((4, 5, 7), "f4"))
+    patch(path, 220, 1)
+    patch(path, 224, *label.ljust(80).encode(), dtype="u1")
+    movie = read(path)
+    assert movie.frame_time_s == time
+    assert movie.dose_e_per_A2 is None

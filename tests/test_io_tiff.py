@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shine_em.errors import ShineError
 from shine_em.io import read
+from shine_em.movie import Axis
 
 RNG = np.random.default_rng(7)
 
@@ -329,3 +330,50 @@ def test_a_signal_that_is_not_there_is_not_passed_over(tmp_path: Path) -> None:
     assert read(path, signal=0).shape == (5, 7, 9)
     with pytest.raises(ShineError, match="no signal 'HAADF'"):
         read(path, signal="HAADF")
+
+
+def pages(path: Path, *frames: np.ndarray) -> Path:
+    with tifffile.TiffWriter(path) as tif:
+        for one in frames:
+            tif.write(one, photometric="minisblack", metadata=None, contiguous=False)
+    return path
+
+
+@pytest.mark.parametrize("odd", [np.zeros((6, 9), "u2"), np.zeros((8, 10), "u1")])
+def test_a_page_unlike_the_others_is_refused_in_the_middle_only(
+    tmp_path: Path, odd: np.ndarray
+) -> None:
+    data = stack("u2", (5, 8, 10))
+    path = pages(tmp_path / "a.tif", *data[:2], odd, *data[2:])
+    with pytest.raises(ShineError, match=r"image 2 .* unlike.*--signal 0"):
+        read(path)
+    np.testing.assert_array_equal(read(path, signal=0).data[:], data)
+    for beside in ((odd, *data), (*data, odd), (odd, *data, odd[:3])):  # previews
+        np.testing.assert_array_equal(read(pages(path, *beside)).data[:], data)
+
+
+def test_frames_of_two_sizes_by_turns_are_refused(tmp_path: Path) -> None:
+    """Such as tifffile takes for previews of one another."""
+    data = stack("u2", (3, 64, 64))
+    path = pages(tmp_path / "a.tif", *(f[:n, :n] for f in data for n in (64, 32)))
+    with pytest.raises(ShineError, match=r"image 1 .* unlike"):
+        read(path)
+    np.testing.assert_array_equal(read(path, signal=0).data[:], data)
+
+
+def test_an_ome_file_with_fewer_frames_than_announced_says_so(tmp_path: Path) -> None:
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="9" '
+        'SizeY="7" SizeZ="1" SizeC="1" SizeT="8" TimeIncrement="40" TimeIncrementUnit="ns" '
+        'PhysicalSizeX="1" PhysicalSizeXUnit="reference frame" PhysicalSizeY="1" '
+        'PhysicalSizeYUnit="reference frame"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        "<TiffData/></Pixels></Image></OME>"
+    )
+    data = stack("u2")
+    tifffile.imwrite(tmp_path / "a.ome.tif", data, metadata=None, description=text)
+    movie = read(tmp_path / "a.ome.tif")
+    np.testing.assert_array_equal(movie.data[:], data)
+    assert movie.history == ("the OME text announces 8 frames, the file holds 5",)
+    assert movie.frame_time_s == pytest.approx(4e-8)
+    assert movie.axes[1:] == (Axis("y"), Axis("x"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shine_em.errors import ShineError
-from shine_em.io import read
+from shine_em.io import read, write
 
 PLUGINS = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".emd": "emd", ".ser": "tia",
            ".emi": "tia", ".hspy": "hspy"}  # fmt: skip
@@ -78,10 +78,11 @@ def test_ser_offset_is_in_the_unit_of_its_scale(data_dir: Path) -> None:
     assert y.offset == pytest.approx(-32 * y.scale, rel=1e-6), "the image is centred on the axis"
 
 
-def test_frames_that_are_no_time_steps_say_so(data_dir: Path) -> None:
+def test_frames_that_are_no_time_steps_say_so_once(data_dir: Path, tmp_path: Path) -> None:
     movie = read(data_dir / "formats" / "prismatic_3d.emd")
     assert movie.frame_time_s is None
     assert "bin_outer_angle" in movie.history[-1]
+    assert read(write(movie, tmp_path / "a.hspy")).history == movie.history
 
 
 def test_brightness_unit_of_other_values_is_not_claimed(data_dir: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from small import noisy, scene, stop_at
+from small import model, noisy, scene, stop_at
 
 import shine_em as shine
 from shine_em.denoising import mean_tolerance
@@ -27,7 +27,7 @@ def denoised(movie: np.ndarray, **options: object) -> np.ndarray:
     return out
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(
     n=st.integers(1, 6),
     size=st.tuples(st.integers(16, 50), st.integers(16, 50)),
@@ -94,6 +94,15 @@ def test_a_model_is_reused_as_it_is() -> None:
     again = shine.denoise(noisy(), model=first.model)
     np.testing.assert_array_equal(again.movie.data, first.movie.data)
     assert again.model is first.model
+
+
+def test_a_model_may_be_given_by_its_file(tmp_path: Path) -> None:
+    raw, trained = noisy(3, 24, 24), model()
+    path = trained.save(tmp_path / "m.safetensors")
+    expected = np.asarray(shine.denoise(raw, model=trained).movie.data)
+    for name in (path, str(path)):
+        got = np.asarray(shine.denoise(raw, model=name).movie.data)
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_interrupting_returns_the_model(tmp_path: Path) -> None:

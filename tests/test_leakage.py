@@ -48,7 +48,7 @@ def test_the_kernel_is_the_least_squares_prediction(hole: tuple[int, int]) -> No
     assert not inside.any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(0, 7), columns=st.integers(0, 7), reach=st.integers(0, 3))
 def test_any_hole_and_correlation_give_a_finite_symmetric_kernel(
     rows: int, columns: int, reach: int

@@ -83,7 +83,7 @@ def test_ssim_follows_its_definition_on_one_window() -> None:
     shape=st.tuples(st.integers(11, 23), st.integers(11, 23)),
     kind=st.sampled_from([np.float32, np.float64]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_affine_ignores_gain_and_offset(gain, shift, shape, kind) -> None:
     rng = np.random.default_rng(1)
     truth = rng.normal(size=shape)
@@ -207,7 +207,7 @@ def test_snr_of_two_measurements_is_the_true_ratio() -> None:
 
 
 @given(shape=st.tuples(st.integers(8, 61), st.integers(8, 61)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_frc_of_an_image_with_itself_is_one_in_every_ring(shape) -> None:
     image = np.random.default_rng(0).normal(size=shape)
     frc = metrics.fourier_ring_correlation(image, 3 * image + 2)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shine_em.movie import LazyFrames, Movie
+from shine_em.movie import Axis, LazyFrames, Movie
 
 DATA = np.random.default_rng(0).random((4, 3, 5))
 MASK = DATA[0] > 0.5
@@ -36,3 +36,11 @@ def test_a_mask_on_a_selected_movie_picks_its_frames() -> None:
 def test_frames_that_are_not_there(key: Any) -> None:
     with pytest.raises(IndexError):
         LazyFrames(lambda i: DATA[i], DATA.shape, DATA.dtype)[key]
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    t = Axis("t", "s", np.float32(0.25), np.int64(2))
+    movie = Movie(DATA, axes=(t, Axis("y"), Axis("x")), dose_e_per_A2=np.float32(1.5))
+    numbers = (t.scale, t.offset, movie.dose_e_per_A2, movie.axes[0].sliced(np.int64(1)).offset)
+    assert numbers == (0.25, 2.0, 1.5, 2.25)
+    assert all(type(n) is float for n in numbers)

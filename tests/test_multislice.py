@@ -104,7 +104,7 @@ def test_missing_package_names_the_extra(monkeypatch):
         image(cell_with())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     points=st.tuples(st.integers(8, 21), st.integers(8, 21)),
     pixels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -153,7 +153,7 @@ def numbered(t):
     return {"a": np.full((2, 3), t, np.uint16), "b": np.array([t / 2])}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(frames=st.integers(1, 12), workers=st.integers(1, 4))
 def test_frames_come_stacked_in_order(frames, workers):
     seen = []

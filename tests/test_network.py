@@ -222,7 +222,7 @@ def test_several_holes_in_one_pass_equal_single_passes(kind: str) -> None:
     assert not torch.allclose(together[1], together[2])  # the hole does matter
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(KINDS),
     frames=st.sampled_from([1, 3, 5, 7]),

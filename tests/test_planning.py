@@ -9,6 +9,7 @@ import pytest
 from small import scene
 
 from shine_em.doctor import check
+from shine_em.errors import ShineError
 from shine_em.movie import Movie
 from shine_em.noise import noise_of
 from shine_em.planning import Options, is_weak, prepare, window_frames
@@ -62,3 +63,21 @@ def test_a_movie_without_noise_is_not_weak():
     still = Movie.from_array(np.tile(np.arange(32, dtype=np.uint8), (30, 32, 1)))
     health = check(still)
     assert not is_weak(still, health, noise_of(still, health))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hole": 3}, r"as \(3, 3\), not 3"),
+        ({"hole": "3x3"}, "not '3x3'"),
+        ({"hole": (3, 3.5)}, "rows and columns"),
+        ({"seed": "x"}, "whole number, not 'x'"),
+        ({"seed": None}, "whole number, not None"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"frames": "5"}, "frames must be a whole number"),
+    ],
+)
+def test_options_of_another_type_are_told_in_plain_words(options, words):
+    with pytest.raises(ShineError, match=words):
+        Options(**options)
+    assert Options(seed=np.int64(3), steps=np.int32(4), hole=[3, np.int64(5)]).seed == 3

@@ -80,7 +80,7 @@ def test_snapshots_differ():
     assert np.median(moved) > 0.3
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 2), molecules=st.integers(600, 700))
 def test_packing_keeps_atoms_to_a_hundredth_of_an_angstrom(
     tmp_path_factory, seed, count, molecules
@@ -130,7 +130,7 @@ def check_graphene(cell, tolerance):
     assert bonds[:, 4].min() > 2.46 * (1 - tolerance)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(width=st.floats(50, 130), height=st.floats(50, 130))
 def test_graphene_fits_any_cell(width, height):
     check_graphene((width, height), 0.015)
@@ -153,7 +153,7 @@ def test_platinum_is_a_compact_crystal_of_its_size():
     assert len(columns) < len(particle) / 4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), tilt=st.floats(0, 90))
 def test_the_particle_stays_for_2_to_10_frames(seed, tilt):
     turns, shifts = particle_motion(60, seed, tilt_deg=tilt, vibration_deg=0, vibration_A=0.3)
@@ -177,7 +177,7 @@ def test_vibration_has_its_amplitude():
     assert shifts.std(axis=0) == pytest.approx(0.4, rel=0.1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 100), thickness=st.floats(15, 100), repeats=st.integers(1, 2))
 def test_water_layers_keep_the_density(seed, thickness, repeats):
     water = snapshots()

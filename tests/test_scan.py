@@ -126,7 +126,7 @@ def test_settling_displaces_only_the_beginning_of_lines():
     assert abs(moved[:, 150:]).max() < 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),

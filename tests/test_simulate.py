@@ -120,7 +120,7 @@ def test_growth_is_linear_from_6_nm(scene: Scene) -> None:
     x=st.floats(15, 40),
     pixel_size_nm=st.floats(0.7, 1.2),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_projected_sphere_has_its_volume_depth_and_centre(
     diameter: float, y: float, x: float, pixel_size_nm: float
 ) -> None:
@@ -170,7 +170,7 @@ def test_same_seed_gives_the_same_movie_with_any_number_of_workers() -> None:
     width=st.integers(26, 61),
     point_spread=st.sampled_from([(1.0,), (1.0, 0.2), K2_LIKE_POINT_SPREAD]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_size(frames: int, height: int, width: int, point_spread: tuple[float, ...]) -> None:
     scene = au_growth(frames=frames, size=(height, width), point_spread=point_spread, workers=1)
     for movie in (scene.noisy, scene.truth, scene.unblurred):

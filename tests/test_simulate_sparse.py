@@ -120,7 +120,7 @@ def test_same_seed_same_movie_and_resume(tmp_path: Any, scene: Scene) -> None:
     width=st.integers(61, 90),
     camera=st.sampled_from(["ideal", "k2", "k2-counting", "falcon", "ccd"]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_size_and_camera(height: int, width: int, camera: str) -> None:
     scene = sparse_counting(
         frames=1, size=(height, width), camera=camera, workers=1, smallest_diameter_nm=2.0,

@@ -230,3 +230,8 @@ def test_an_unlimited_recipe_is_shortened_to_a_fifth(old):
     options = Options(preset="paper", fine_tune=True)
     _, shorter, _ = beginning(plan, options, model=paper, resume=None, name="movie")
     assert shorter.settings.epochs == plan.settings.epochs // 5
+
+
+def test_a_single_image_is_not_sent_to_a_longer_window(old):
+    with pytest.raises(shine.ShineError, match="model of single images, or train from scratch"):
+        shine.denoise(noisy(1), model=old, fine_tune=True, steps=2)

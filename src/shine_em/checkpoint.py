@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import secrets
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .drafts import refuse_existing, write_whole
 from .errors import ShineError
 from .linear import LinearPrediction
 from .movie import Movie
@@ -119,8 +118,8 @@ class Model:
         from safetensors.torch import save
 
         path = Path(path).expanduser()
-        if path.exists() and not overwrite:
-            raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
+        if not overwrite:
+            refuse_existing(path)
         s = self.state
         tensors: dict[str, Tensor] = {}
         for group in ("best", "current", "average", "optimiser"):
@@ -146,20 +145,21 @@ class Model:
             "uncertainty": self.uncertainty,
             "linear": None if self.linear is None else self.linear.to_dict(),
         }  # fmt: skip
-        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.safetensors")
-        try:
-            # Not `save_file`: it makes files that only their owner may read.
-            temporary.write_bytes(save(tensors, {"shine": json.dumps(header, allow_nan=False)}))
-            os.replace(temporary, path)
-        except OSError as error:
-            raise ShineError(f"{path} could not be written ({error.strerror or error}).") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Not `save_file`: it makes files that only their owner may read.
+        content = save(tensors, {"shine": json.dumps(header, allow_nan=False)})
+        write_whole(path, lambda draft: draft.write_bytes(content))
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Model:
+    def load(cls, path: str | Path, *, resuming: bool = False) -> Model:
         """Read a checkpoint.
+
+        Parameters
+        ----------
+        path
+            The file.
+        resuming
+            Whether its training is to go on, for which more must be there than its best weights.
 
         Raises
         ------
@@ -183,7 +183,10 @@ class Model:
                 f"{path} is not a readable model ({error}). Train it anew with: shine train"
             ) from None
         try:
-            return cls._from(json.loads(text), tensors)
+            model = cls._from(json.loads(text), tensors)
+            if resuming:
+                _require_unfinished(model.state)
+            return model
         except ShineError as error:
             raise ShineError(f"{path}: {error}") from None
         except (
@@ -236,6 +239,20 @@ class Model:
             None if linear is None
             else LinearPrediction.from_dict(linear, groups["linear"]["weights"]),
         )  # fmt: skip
+
+
+def _require_unfinished(state: TrainedState) -> None:
+    """Raise `ShineError` where a training cannot go on from this state."""
+    shapes = {k: v.shape for k, v in state.best.items()}
+    whole = all(
+        {k: v.shape for k, v in kept.items()} == shapes for kept in (state.current, state.average)
+    )
+    named = {name.rpartition("/")[0] for name in state.optimiser}
+    begun = state.step > 0  # an optimiser that made no step remembers nothing
+    if not whole or (begun and not named) or not named <= set(shapes):
+        raise ShineError(
+            "holds no training that could go on, only weights: use it with --model, or train anew."
+        )
 
 
 def _finite(value: float) -> float | None:

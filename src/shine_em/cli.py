@@ -45,7 +45,7 @@ from .cli_options import (
     open_input,
     process_start,
 )
-from .drafts import write_whole
+from .drafts import refuse_existing, write_whole
 from .errors import ShineError
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def denoise(
     if not overwrite:
         outputs.refuse_existing()
     trained = Model.load(model) if model else None
-    unfinished = Model.load(resume) if resume else None
+    unfinished = Model.load(resume, resuming=True) if resume else None
     movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     if output is not None and not output.suffix:
         make_folder(output)
@@ -244,11 +244,11 @@ def train(
         path = output / path.name if output.is_dir() else output
     if path.suffix != ".safetensors":
         raise ShineError(f"{path}: a model's name ends in .safetensors.")
-    if path.exists() and not overwrite:
-        raise ShineError(f"{path} exists. Choose another name with -o, or add --overwrite.")
+    if not overwrite:
+        refuse_existing(path)
     if not path.parent.is_dir():
         raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
-    unfinished = Model.load(resume) if resume else None
+    unfinished = Model.load(resume, resuming=True) if resume else None
     movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     with Display(console, quiet=quiet) as display:
         try:
@@ -293,16 +293,19 @@ def noise(
 ) -> None:
     """Measure a movie's noise and recommend the blind spot (paper, Eq. 4)."""
     from .doctor import check
+    from .io.writing import keep_source
     from .noise import format_table, noise_of
 
-    for path in (figure, as_json):
-        if path is not None and path.exists() and not overwrite:
-            raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
-        if path is not None and not path.parent.is_dir():
+    outputs = [path for path in (figure, as_json) if path is not None]
+    if not overwrite:
+        refuse_existing(*outputs)
+    for path in outputs:
+        if not path.parent.is_dir():
             raise ShineError(f"{path}: the folder {path.parent} does not exist; create it first.")
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShineError(f"{figure}: the picture's name ends in .png, .svg or .pdf.")
     movie = open_input(file, signal, signed, frames, crop, None, None)
+    keep_source(movie, outputs)
     health = check(movie)
     stats = noise_of(movie, health)
     console.print(format_table(stats), markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ from .cli_options import (
 )
 from .dose_advice import Criterion
 from .dose_thinning import Skipping
-from .drafts import write_whole
+from .drafts import refuse_existing, write_whole
 from .errors import ShineError
 
 __all__ = ["dose"]
@@ -152,9 +152,8 @@ def dose(
     if recorded is not None and not 0 < recorded < float("inf"):
         raise ShineError(f"--dose must be positive, in e⁻/Å² per frame, not {recorded:g}.")
     figure, numbers = _places(named_after(file), output)
-    for path in (figure, numbers):
-        if path.exists() and not overwrite:
-            raise ShineError(f"{path} exists. Choose another place with -o, or add --overwrite.")
+    if not overwrite:
+        refuse_existing(figure, numbers)
     movie = open_input(file, signal, signed, frames, crop, pixel_size, frame_time)
     if recorded is not None:
         movie = replace(movie, dose_e_per_A2=recorded)

@@ -141,11 +141,13 @@ Quiet = Annotated[
 
 def named_after(file: Path) -> Path:
     """Return what results are named after: the file, or a pattern's folder."""
+    from .io.folder import is_pattern, split_pattern
+
     file = file.expanduser()
-    text = str(file)
-    if not file.exists() and any(c in text for c in "*?["):
-        fixed = [p for p in file.parts if not any(c in p for c in "*?[")]
-        return Path(*fixed) if fixed else Path.cwd() / "movie"
+    if is_pattern(file):
+        file, _ = split_pattern(file)
+        if not file.parts:
+            return Path.cwd() / "movie"
     path = Path(os.path.normpath(file))
     return path if path.name.strip(".") else path.resolve()
 

@@ -166,12 +166,14 @@ def check(movie: Movie | Any, *, thorough: bool = False) -> Health:
     table = read_table(movie)
     duplicate_of = _duplicates(movie, table)
     constant = find_empty(table)
-    if (table.low >= table.high).all():
-        reason = (
-            "no frame holds a finite number"
-            if not table.count.any()
-            else "every pixel of each frame has the same value"
-        )
+    if (table.high - table.low < np.finfo(np.float32).tiny).all():
+        reason = "every pixel of each frame has the same value"
+        if not table.count.any():
+            reason = "no frame holds a finite number"
+        elif movie.dtype.kind in "iu" and np.any(table.sample != table.sample[:, :1]):
+            reason = "its numbers differ by less than 1 part in 10¹⁵: subtract a constant first"
+        elif np.any(table.high > table.low):
+            reason = "its numbers are too small for float32: multiply them by a constant first"
         raise ShineError(
             f"{movie.source or movie.name}: no frame of this movie can be used, {reason}.\n"
             "Check that the right file or channel was exported."
@@ -197,6 +199,8 @@ def check(movie: Movie | Any, *, thorough: bool = False) -> Health:
     findings += _pixel_findings(hot, dead, pixels.never_finite, spikes, pits, spike_threshold)
     findings += _saturation(table.values(usable, ~bad))
     findings += _fixed_pattern(*fixed_pattern(pixels, bad))
+    noise = float(np.sqrt(np.median(pixels.variance[~bad]))) if not bad.all() else 0.0
+    findings += _rounding(movie.dtype, location, noise or scale)
     if thorough:
         from .doctor_signs import find_signs
 
@@ -444,6 +448,27 @@ def _fixed_pattern(strength: float, white: bool) -> list[Finding]:
             "in all frames, most likely differences of gain or offset between pixels.",
             "What is the same in all frames passes for picture: correct the movie with the "
             "detector's gain and dark references first, if you have them.",
+        )
+    ]
+
+
+def _rounding(dtype: np.dtype[Any], location: float, noise: float) -> list[Finding]:
+    """Tell where float32, in which networks work and results are written, rounds off too much.
+
+    That is more than a fourteenth of the noise: the error of rounding is a step over √12.
+    """
+    step = float(np.spacing(np.float32(abs(location))))
+    exact = step <= 1 if dtype.kind in "biu" else dtype.itemsize <= 4
+    if exact or step <= noise / 4:
+        return []
+    return [
+        Finding(
+            "rounding",
+            "warning",
+            f"At this movie's level, {location:.6g}, float32 numbers are {step:.3g} apart, and the "
+            f"noise is {noise:.3g}.",
+            "Networks work with such numbers, so that much of the picture is rounded away: "
+            "subtract a constant from the movie first.",
         )
     ]
 

@@ -288,6 +288,8 @@ def fixed_pattern(pixels: PixelStatistics, bad: np.ndarray) -> tuple[float, bool
     if pixels.n < 8 or min(bad.shape) < 16:
         return 0.0, False
     noise = float(pixels.variance[~bad].mean())
+    if not noise > 0:
+        return 0.0, False
     powers = []
     for dy, dx in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1)):
         a, b = (_crosswise(h, dy, dx) for h in pixels.halves)

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import ShineError
 
-__all__ = ["write_together", "write_whole"]
+__all__ = ["draft_of", "is_taken", "refuse_existing", "write_together", "write_whole"]
+
+
+def is_taken(path: Path) -> bool:
+    """Return whether something has this name, be it a link to a file that is no more.
+
+    Raises
+    ------
+    ShineError
+        If nothing can have this name, as one that is too long for the disk.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ShineError(f"{path}: cannot be written ({error.strerror}).") from None
+    return True
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise `ShineError` where a file that is to be written would replace another."""
+    for path in paths:
+        if is_taken(path):
+            raise ShineError(f"{path} exists. Choose another name, or add --overwrite.")
+
+
+def draft_of(path: Path) -> Path:
+    """Return a free temporary name beside ``path``, with its suffix.
+
+    A name may be as long as the disk allows: its draft's must be no longer.
+    """
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def write_whole(path: Path, make: Callable[[Path], object]) -> None:
@@ -44,11 +77,7 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
     ShineError
         If one cannot be written.
     """
-    # A name may be as long as the disk allows: its draft's must be no longer.
-    drafts = {
-        p: p.with_name(f".{p.stem[:40]}.{os.getpid()}-{k}.partial{p.suffix}")
-        for k, p in enumerate(files)
-    }
+    drafts = {path: draft_of(path) for path in files}
     path = last = list(files)[-1]
     try:
         for path, make in files.items():

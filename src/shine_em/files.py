@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from .checkpoint import Model, input_hash, versions
+from .drafts import is_taken, refuse_existing
 from .errors import ShineError
 from .events import Event
-from .io import READABLE, describe, open_writer, read
-from .io.arrays import is_zarr
-from .io.folder import is_pattern, matching_files
+from .io import describe, open_writer, read
+from .io.writing import keep_source
 from .job import Interrupted, Result, history, run
 from .movie import Movie
 from .planning import Options
@@ -78,11 +78,7 @@ class Outputs:
 
     def refuse_existing(self) -> None:
         """Raise `ShineError` where a result would replace a file."""
-        for path in self.all():
-            if path.exists():
-                raise ShineError(
-                    f"{path} exists. Choose another place with -o, or add --overwrite."
-                )
+        refuse_existing(*self.all())
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def denoise_file(
     """
     if not overwrite:
         outputs.refuse_existing()
-    _keep_input(movie, outputs)
+    keep_source(movie, outputs.all())
     began = datetime.now(UTC)
     # The history is written first, before it is known how many steps will fit.
     like = replace(movie, history=(*movie.history, _planned(options, model, resume)))
@@ -193,30 +189,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShineError(f"The folder {path} cannot be made ({error.strerror}).") from None
-
-
-def _keep_input(movie: Movie, outputs: Outputs) -> None:
-    """Refuse to write a result over the movie that it is made from, even where asked."""
-    source = movie.source
-    if source is None:
-        return
-    kept = [source, *source.resolve().parents]  # a store is replaced with every array in it
-    if is_pattern(source) or (source.is_dir() and not is_zarr(source)):
-        try:
-            kept += matching_files(source, READABLE)
-        except ShineError:  # files of other kinds have come since it was read
-            kept += (source if source.is_dir() else source.parent).iterdir()
-    for path in outputs.all():
-        inside = is_zarr(source) and any(_same(above, source) for above in path.resolve().parents)
-        if inside or any(_same(path, one) for one in kept):
-            raise ShineError(
-                f"{path} is part of the movie itself, or holds it: give the result another name "
-                "with -o."
-            )
-
-
-def _same(a: Path, b: Path) -> bool:
-    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _is_folder(path: Path) -> bool:
@@ -312,7 +284,7 @@ def save_interrupted(stopped: Interrupted, outputs: Outputs) -> Path:
     stem = outputs.movie.stem.removesuffix("_denoised")
     path = outputs.movie.with_name(f"{stem}_model.safetensors")
     number = 2
-    while path.exists() or path == outputs.model:
+    while is_taken(path) or path == outputs.model:
         path = path.with_name(f"{stem}_model_{number}.safetensors")
         number += 1
     return stopped.model.save(path)

@@ -18,7 +18,9 @@ _NM_PER_UNIT = {
     "m": 1e9, "cm": 1e7, "mm": 1e6, "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3,
     "nm": 1.0, "a": 0.1, "å": 0.1, "angstrom": 0.1, "pm": 1e-3,
 }  # fmt: skip
-_S_PER_UNIT = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
+_S_PER_UNIT = {
+    "s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0,
+}  # fmt: skip
 
 
 class Frames(Protocol):
@@ -89,6 +91,11 @@ class Axis:
     scale: float = 1.0
     offset: float = 0.0
 
+    def __post_init__(self) -> None:
+        # A numpy number is written as "np.float64(0.04)", which nothing can read.
+        for name in ("scale", "offset"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     def sliced(self, start: int, step: int = 1) -> Axis:
         """Return the axis after ``[start::step]``."""
         return replace(self, offset=self.offset + start * self.scale, scale=self.scale * step)
@@ -141,6 +148,8 @@ class Movie:
                 f"{self.name}: pixel values must be real numbers, not {kind}"
                 + (" (colour or complex data)." if kind.kind in "cV" else ".")
             )
+        if self.dose_e_per_A2 is not None:
+            object.__setattr__(self, "dose_e_per_A2", float(self.dose_e_per_A2))
 
     @classmethod
     def from_array(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,6 +104,11 @@ class Options:
             raise ShineError(f"Unknown preset {self.preset!r}: choose {' or '.join(PRESETS)}.")
         if self.time_budget is not None and not 0 < self.time_budget < np.inf:
             raise ShineError("The time budget must be positive, as in 5min or 90s.")
+        for name in ("steps", "frames", "seed", "tile"):
+            value = getattr(self, name)
+            left_open = value is None and name != "seed"
+            if not left_open and not isinstance(value, (int, np.integer)):
+                raise ShineError(f"{name} must be a whole number, not {value!r}.")
         if self.steps is not None and self.steps < 1:
             raise ShineError(f"The number of steps must be at least 1, not {self.steps}.")
         if self.frames is not None and (self.frames < 1 or self.frames % 2 == 0):
@@ -110,6 +116,10 @@ class Options:
         if not 0 <= self.seed < 2**63:
             raise ShineError(f"The seed must be a whole number from 0, not {self.seed}.")
         if self.hole is not None:
+            if not isinstance(self.hole, Sequence) or not all(
+                isinstance(n, (int, np.integer)) for n in self.hole
+            ):
+                raise ShineError(f"hole must be rows and columns, as (3, 3), not {self.hole!r}.")
             check_hole(self.hole)
         if self.register not in ("auto", "always", "never"):
             raise ShineError(f"register must be auto, always or never, not {self.register!r}.")

@@ -172,6 +172,11 @@ def _misfit(old: NetworkConfig, new: NetworkConfig) -> str:
     """
     if old.kind != new.kind:
         return f"It is a {old.kind} network: add --preset {old.kind}."
+    if new.frames == 1 < old.frames:
+        return (
+            f"It sees {old.frames} frames at a time, here is only one: take a model of single "
+            "images, or train from scratch, without --model."
+        )
     was, now = _blinded(old), _blinded(new)
     if was != now:
         return (

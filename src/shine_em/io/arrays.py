@@ -145,9 +145,11 @@ def _movie(path: Path, node: Any, signal: str | int | None) -> Movie:
     layout = as_frames(path, data.shape, letters, signal)
     axes = [Axis("t"), Axis("y"), Axis("x")]
     if units is not None and scales is not None and offsets is not None:
-        for slot, i in enumerate((layout.time_axis, len(letters) - 2, len(letters) - 1)):
-            if i is not None and not (slot == 0 and letters[i] != "T"):
-                axes[slot] = axis("tyx"[slot], units[i], scales[i], offsets[i])
+        t = letters.find("T")  # of one frame or many; slices that are read as frames have no time
+        frames = [t] if t >= 0 and layout.time_axis in (None, t) else []
+        for i in (*frames, len(letters) - 2, len(letters) - 1):
+            slot = "TYX".index(letters[i])
+            axes[slot] = axis("tyx"[slot], units[i], scales[i], offsets[i])
     history = tuple(kept.get("history", ()))
     if layout.note and layout.note not in history:
         history = (*history, layout.note)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import ShineError
 from ..movie import Axis, Frames, LazyFrames, Movie
 
-__all__ = ["is_pattern", "join_frames", "matching_files", "natural_key"]
+__all__ = ["is_pattern", "join_frames", "matching_files", "natural_key", "split_pattern"]
 
 
 _REMEMBERED = 4096
@@ -24,12 +24,21 @@ _IN_SITU = re.compile(r"Hour_\d+/Minute_\d+/Second_\d+/")
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key in which ``frame_2`` comes before ``frame_10``, also through nested folders."""
     parts = re.split(r"(\d+)", path.as_posix().lower())
-    return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts if p]
+    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts if p]
 
 
 def is_pattern(path: Path) -> bool:
     """Whether a path that does not exist is a glob pattern."""
-    return glob.has_magic(str(path)) and not path.exists()
+    return not path.exists() and glob.has_magic(split_pattern(path)[1])
+
+
+def split_pattern(path: Path) -> tuple[Path, str]:
+    """Return the folder in which a pattern searches, and the pattern.
+
+    What exists is taken by its name, brackets and all: ``run [5 kV]`` and ``*.tif``.
+    """
+    folder = next((one for one in path.parents if one.is_dir()), Path())
+    return folder, str(path.relative_to(folder))
 
 
 def matching_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -41,7 +50,8 @@ def matching_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         If there is none, or the folder holds images of several formats.
     """
     if is_pattern(path):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        folder, pattern = split_pattern(path)
+        found = [folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]
         files = [file for file in found if file.is_file()]
         if not files:
             raise ShineError(f"{path}: no file matches this pattern.")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import numpy as np
 
@@ -202,6 +203,8 @@ class _Mrc(_Raw):
             first += f" t_offset_s={t.offset / t.scale * time!r}" if t.offset else ""
         if dose:
             first += f" dose_e_per_A2={dose!r}"
+        if self._like.intensity_unit:  # one ASCII word, whatever it is
+            first += f" intensity_unit={quote(self._like.intensity_unit)}"
         labels = _wrapped(first)
         history: list[bytes] = []
         for line in reversed(self._like.history):
@@ -241,8 +244,8 @@ def _angstrom(one: Axis) -> tuple[float, float]:
 
 _OME_UNITS = {
     "nm": "nanometer", "Å": "angstrom", "µm": "micrometer", "pm": "picometer", "mm": "millimeter",
-    "cm": "centimeter", "s": "second", "ms": "millisecond", "µs": "microsecond", "min": "minute",
-    "h": "hour",
+    "cm": "centimeter", "s": "second", "ms": "millisecond", "µs": "microsecond", "ns": "nanosecond",
+    "min": "minute", "h": "hour",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -78,6 +79,7 @@ def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
     labels = _labels(header)
     metadata = _metadata(header, labels)
     own = _own_lines(labels)
+    known = dict(word.split("=", 1) for word in own[0].split() if "=" in word) if own else {}
     history = own[1:]
     if (note := _kind(path, header)) and note not in history:
         history.append(note)
@@ -86,14 +88,12 @@ def read_mrc(path: Path, *, signed: bool | None = None) -> Movie:
     movie = Movie(
         raw_frames(path, stored, (nz, ny, nx), offset),
         axes=(
-            axis(
-                "t", "s", _from_labels(labels, "frame_time_s"),
-                _from_labels(labels, "t_offset_s") or 0.0,
-            ),
+            axis("t", "s", known.get("frame_time_s"), known.get("t_offset_s", 0.0)),
             _length(header, "y", int(header["my"]), y0),
             _length(header, "x", int(header["mx"]), x0),
         ),
-        dose_e_per_A2=_from_labels(labels, "dose_e_per_A2"),
+        dose_e_per_A2=_positive(known.get("dose_e_per_A2")),
+        intensity_unit=unquote(known.get("intensity_unit", "")) or None,
         name=path.stem,
         source=path,
         metadata=metadata,
@@ -180,12 +180,6 @@ def _own_lines(labels: list[str]) -> list[str]:
     return lines
 
 
-def _from_labels(labels: list[str], key: str) -> float | None:
-    """Return a number that `write` left in a label, the only free text of an MRC header."""
-    found = re.search(rf"\b{key}=([0-9.eE+-]+)", "\n".join(labels))
-    return float(found[1]) if found else None
-
-
 def _metadata(header: Any, labels: list[str]) -> dict[str, Any]:
     keys = ("nx", "ny", "nz", "mode", "mx", "my", "mz", "ispg", "nsymbt", "exttyp", "nversion")
     found = {key: plain(header[key]) for key in keys}
@@ -205,11 +199,14 @@ def _with_camera_info(movie: Movie, path: Path) -> Movie:
     info = {key.strip(): value.strip() for key, value in pairs}
     t, y, x = movie.axes
     history = movie.history
-    if (rate := _positive(info.get("Frames Per Second"))) is not None:
+    # What the file itself says goes first: a result may hold every second frame of a movie, and
+    # lie beside it.
+    if t.unit is None and (rate := _positive(info.get("Frames Per Second"))) is not None:
         t = axis("t", "s", 1 / rate)
     if info.get("Scan - Enable") == "Enable":
         # The frames are diffraction patterns: the specimen pixel size is not theirs.
-        history = (*history, "the camera scanned: the frames are diffraction patterns (4D-STEM)")
+        note = "the camera scanned: the frames are diffraction patterns (4D-STEM)"
+        history = history if note in history else (*history, note)
     elif y.unit is None and x.unit is None:
         y, x = (
             axis(
@@ -226,4 +223,4 @@ def _positive(text: str | None) -> float | None:
         value = float(text or "")
     except ValueError:
         return None
-    return value if value > 0 else None
+    return value if 0 < value < math.inf else None

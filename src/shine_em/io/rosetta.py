@@ -119,7 +119,7 @@ def _choose(
     if wanted is not None:
         if titles.count(str(wanted)) == 1:
             chosen = titles.index(str(wanted))
-        elif str(wanted).isdigit() and int(wanted) < len(signals):
+        elif str(wanted).isdecimal() and int(wanted) < len(signals):
             chosen = int(wanted)
         else:
             raise ShineError(f"{path}: there is no signal {wanted!r}; it holds {listing}.")
@@ -146,13 +146,13 @@ def _movie(path: Path, found: dict[str, Any], note: str) -> Movie:
     data = found["data"]
     order, (t, y, x) = _order(axes)
     own = found["metadata"].get("shine_em", {})
+    history = str(own.get("history", "")).splitlines()
     notes = [note] if note else []
     if data.ndim == 2:
         notes.append("the file holds a single image")
-    elif t.unit is not None and t.unit not in TIMES:
+    elif t.unit is not None and t.unit not in TIMES and not history:  # else it has been told
         notes.append(f"the frames are steps of {t.name or 'an axis'} in {t.unit}, not of time")
     dose = own.get("dose_e_per_A2")
-    history = str(own.get("history", "")).splitlines()
     return Movie(
         _frames(path, data, order, original),
         axes=(replace(t, name="t"), replace(y, name="y"), replace(x, name="x")),

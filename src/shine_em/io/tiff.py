@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,8 +103,10 @@ def _choose_series(
     if not series:
         raise ShineError(f"{path}: a truncated or damaged TIFF file; it holds no image.")
     if tif.is_ome and (own := _own_pages(tif, series)) is not None:
-        return own, signal, "read this file's own frames of an OME set of several files"
+        return own, signal, _of_a_set(tif, series, len(own.pages))
     if len(series) == 1:
+        if signal is None:
+            _refuse_gaps(path, series[0], 0)
         return series[0], signal, ""
     if signal is None and (whole := _one_stack(series)) is not None:
         return whole, None, ""
@@ -115,7 +118,7 @@ def _choose_series(
     if signal is not None:
         if signal in names:
             return series[names.index(str(signal))], None, f"read {signal!r} of {listing}"
-        if str(signal).isdigit() and int(signal) < len(series):
+        if str(signal).isdecimal() and int(signal) < len(series):
             return series[int(signal)], None, f"read series {signal} of {listing}"
         raise ShineError(f"{path}: there is no series {signal!r}; it holds {listing}.")
     grey = [one for one in series if "S" not in one.axes]
@@ -123,7 +126,36 @@ def _choose_series(
     chosen = grey if len(grey) == 1 else stacks
     if len(chosen) != 1:
         raise ShineError(f"{path}: holds several images; choose with --signal: {listing}.")
-    return chosen[0], None, f"read series {series.index(chosen[0])} of {listing}"
+    number = series.index(chosen[0])
+    _refuse_gaps(path, chosen[0], number)
+    return chosen[0], None, f"read series {number} of {listing}"
+
+
+def _refuse_gaps(path: Path, chosen: Any, number: int) -> None:
+    """Refuse a stack whose frames other images interrupt; before and after it, they are previews.
+
+    Frames that a camera or a copy got wrong would otherwise be left out without a word. Where the
+    file itself says which images belong together (OME, ImageJ), it is believed.
+    """
+    if chosen.kind != "generic":
+        return
+    places = [page.index for page in chosen.pages]
+    missing = sorted(set(range(places[0], places[-1] + 1)) - set(places))
+    if missing:
+        raise ShineError(
+            f"{path}: image {missing[0]} of the file, counted from 0, is unlike the frames around "
+            f"it; all must be alike. --signal {number} reads the others alone."
+        )
+
+
+def _of_a_set(tif: Any, series: list[Any], held: int) -> str:
+    """Say why a file holds other frames than its OME text speaks of."""
+    others = [page for one in series for page in one.pages if page is not None]
+    named = set(re.findall(r"""FileName=["']([^"']+)""", tif.ome_metadata))
+    if len(named) > 1 or any(page.parent is not tif for page in others):
+        return "read this file's own frames of an OME set of several files"
+    announced = sum(len(one.pages) for one in series)
+    return f"the OME text announces {announced} frames, the file holds {held}"
 
 
 def _own_pages(tif: Any, series: list[Any]) -> Any | None:

@@ -24,14 +24,15 @@ _SPELLINGS = {
     "s": ("s", "sec", "secs", "second", "seconds"),
     "ms": ("ms", "msec", "millisecond", "milliseconds"),
     "µs": ("µs", "μs", "us", "usec", "microsecond", "microseconds"),
+    "ns": ("ns", "nsec", "nanosecond", "nanoseconds"),
     "min": ("min", "minute", "minutes"),
     "h": ("h", "hour", "hours"),
 }
-TIMES = ("s", "ms", "µs", "min", "h")
+TIMES = ("s", "ms", "µs", "ns", "min", "h")
 _CANONICAL = {name.lower(): unit for unit, names in _SPELLINGS.items() for name in names}
 _NOTHING = {
     "", "[]", "none", "<undefined>", "undefined", "pixel", "pixels", "px", "pix", "frame",
-    "frames", "no unit", "arbitrary", "a.u.",
+    "frames", "reference frame", "no unit", "arbitrary", "a.u.",
 }  # fmt: skip
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
+from ..drafts import draft_of, is_taken
 from ..errors import ShineError
 from ..movie import Movie
 from .arrays import is_zarr
+from .folder import is_pattern, matching_files
 from .formats import SINKS
 from .raw import human_size
+from .reading import READABLE
 
-__all__ = ["WRITABLE", "MovieWriter", "open_writer", "write"]
+__all__ = ["WRITABLE", "MovieWriter", "keep_source", "open_writer", "write"]
 
 WRITABLE = tuple(SINKS)
 DType = Literal["float32", "same"]
@@ -145,13 +147,18 @@ class MovieWriter:
         self.path = path
         self.shape = (frames, like.shape[1], like.shape[2])
         self.dtype = np.dtype("f4") if dtype == "float32" else like.dtype.newbyteorder("=")
+        if self.dtype.kind == "f" and self.dtype.itemsize > 8:
+            raise ShineError(
+                f"{path}: other programs cannot read {self.dtype} values; write float32, without "
+                "--dtype same."
+            )
         self.clipped = 0
         self._overwrite = overwrite
         self._refuse_existing()
         self._require_space()
         self._like = like
         self._done = 0
-        self._temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{suffix}")
+        self._temporary = draft_of(path)
         self._sink: Sink | None = None
 
     def __enter__(self) -> Self:
@@ -221,7 +228,7 @@ class MovieWriter:
         return out
 
     def _refuse_existing(self) -> None:
-        if os.path.lexists(self.path) and not self._overwrite:
+        if is_taken(self.path) and not self._overwrite:
             raise ShineError(
                 f"{self.path}: exists already. Choose another name, or --overwrite to replace it."
             )
@@ -278,6 +285,41 @@ class MovieWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
         else:
             self._temporary.unlink(missing_ok=True)
+
+
+def keep_source(movie: Movie, results: Sequence[Path]) -> None:
+    """Refuse to write a result over the movie that it is made from, or over another result.
+
+    Not even where replacing files was asked for.
+
+    Raises
+    ------
+    ShineError
+        If a result is part of the movie or holds it, or has the name of another result.
+    """
+    where = [path.resolve() for path in results]
+    for path, place in zip(results, where, strict=True):
+        if where.count(place) > 1:
+            raise ShineError(f"{path}: two results have this name; give each its own.")
+    source = movie.source
+    if source is None:
+        return
+    kept = [source, *source.resolve().parents]  # a store is replaced with every array in it
+    if is_pattern(source) or (source.is_dir() and not is_zarr(source)):
+        try:
+            kept += matching_files(source, READABLE)
+        except ShineError:  # files of other kinds have come since it was read
+            kept += (source if source.is_dir() else source.parent).iterdir()
+    for path, place in zip(results, where, strict=True):
+        inside = is_zarr(source) and any(_same(above, source) for above in place.parents)
+        if inside or any(_same(path, one) for one in kept):
+            raise ShineError(
+                f"{path} is part of the movie itself, or holds it: give the result another name."
+            )
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _to_integers(frame: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
