@@ -24,10 +24,8 @@ __all__ = [
     "BEGINNING",
     "FINE_TUNING_SHARE",
     "ORIGIN",
-    "SHORT",
     "beginning",
     "fine_tuning_s",
-    "origin_of",
     "shipped_weights",
     "window_of",
 ]
@@ -40,8 +38,6 @@ ORIGIN = "fine-tuned from"
 BEGINNING = "training began from"
 
 _SHIPPED = "starting_point.safetensors"
-# Steps from which on random weights end as well or better (docs/warm_start.md).
-SHORT = 150
 
 
 def beginning(
@@ -91,7 +87,8 @@ def beginning(
     epochs = usual and max(1, round(FINE_TUNING_SHARE * usual))
     settings = replace(plan.settings, epochs=epochs)
     origin = {ORIGIN: f"the model of {_movie_of(model)}"}
-    return model.state.best, replace(plan, settings=settings), origin
+    config = replace(plan.config, slope=model.config.slope)
+    return model.state.best, replace(plan, config=config, settings=settings), origin
 
 
 def shipped_weights(config: NetworkConfig) -> dict[str, Tensor] | None:
@@ -130,19 +127,6 @@ def _widened(weights: dict[str, Tensor], by: int) -> dict[str, Tensor]:
         unchanged = torch.zeros_like(out[f"{stem}.conv.weight"]).repeat(by, 1, 1, 1)
         out[f"{stem}.changes"] = torch.cat((unchanged, out[f"{stem}.changes"]))
     return out
-
-
-def origin_of(known: dict[str, str], steps: int | None) -> dict[str, str]:
-    """Return what a trained model's provenance tells of its beginning.
-
-    Parameters
-    ----------
-    known
-        What `beginning` returned.
-    steps
-        Number of steps that was fixed; a long training has done without the shipped weights.
-    """
-    return {k: v for k, v in known.items() if k != BEGINNING or (steps or 0) < SHORT}
 
 
 def fine_tuning_s(seconds: float, options: Options) -> float:
