@@ -38,6 +38,9 @@ ORIGIN = "fine-tuned from"
 BEGINNING = "training began from"
 
 _SHIPPED = "starting_point.safetensors"
+# Peak learning rate of a training that begins with them: half the usual one restores as much, and
+# learns less of a short movie's noise by heart.
+_RATE = 1.5e-3
 
 
 def beginning(
@@ -79,8 +82,11 @@ def beginning(
         if options.fine_tune:
             raise ShineError("Fine-tuning trains a model further: say which one, with --model.")
         weights = None if options.from_scratch else shipped_weights(plan.config)
-        said = {BEGINNING: "weights taught on simulated movies"} if weights else {}
-        return weights, plan, said
+        if weights is None:
+            return None, plan, {}
+        settings = replace(plan.settings, learning_rate=_RATE)
+        said = {BEGINNING: "weights taught on simulated movies"}
+        return weights, replace(plan, settings=settings), said
     if reason := _misfit(model.config, plan.config):
         raise ShineError(f"{name}: the model cannot be fine-tuned on this movie. {reason}")
     usual = plan.settings.epochs
