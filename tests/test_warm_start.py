@@ -12,12 +12,13 @@ import torch
 from small import model, noisy, scene, stop_at
 
 import shine_em as shine
-from shine_em import job
+from shine_em import job, warm_start
 from shine_em.cli import main
 from shine_em.job import Interrupted, run
 from shine_em.network import NetworkConfig, build
 from shine_em.planning import Options, prepare
 from shine_em.simulate import au_growth
+from shine_em.training import train
 from shine_em.warm_start import beginning, shipped_weights
 
 
@@ -97,6 +98,29 @@ def test_from_scratch_nothing_of_them_is_used():
     assert (np.asarray(alone.movie.data) != np.asarray(plain.movie.data)).any()
     with pytest.raises(shine.ShineError, match="leave out one"):
         Options(from_scratch=True, fine_tune=True)
+
+
+def test_long_trainings_do_without_them(monkeypatch):
+    raw = noisy(12, 48, 48)
+    alone = shine.denoise(raw, steps=6, from_scratch=True)
+    monkeypatch.setattr(job, "SHORT", 6)
+    monkeypatch.setattr(warm_start, "SHORT", 6)
+    long = shine.denoise(raw, steps=6)
+    np.testing.assert_array_equal(long.movie.data, alone.movie.data)
+    assert "training began from" not in long.model.provenance
+
+
+def test_weights_to_begin_with_are_dropped_once_the_time_turns_out_to_suffice():
+    movie = shine.Movie.from_array(noisy(12, 48, 48))
+    plan = prepare(movie, Options())
+    # Weights of which nothing can be learned.
+    dead = {k: torch.zeros_like(v) for k, v in build(plan.config).state_dict().items()}
+    for limit, alive in ((4, True), (None, False)):
+        state = train(
+            movie, plan.health, plan.config, plan.settings, seconds=4.0, start_from=dead,
+            start_limit=limit,
+        )  # fmt: skip
+        assert bool(state.best["mix.weight"].any()) is alive
 
 
 def test_short_trainings_gain_by_the_shipped_weights():

@@ -75,7 +75,7 @@ class Options:
         Train the model that is given further on this movie, instead of using it as it is; where
         neither ``time_budget`` nor ``steps`` is given, for a fifth of the usual training time.
     from_scratch
-        Begin training with random weights, instead of those that shine-em brings along.
+        Begin even short trainings with random weights, instead of those that shine-em brings along.
     uncertainty
         Whether the standard error of every pixel is wanted, for which time must be kept.
     register

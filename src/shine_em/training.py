@@ -166,6 +166,7 @@ def train(
     precision: str = "fp32",
     resume: TrainedState | None = None,
     start_from: dict[str, Tensor] | None = None,
+    start_limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedState:
     """Train a network on a movie and return its state.
@@ -182,7 +183,10 @@ def train(
     resume
         The state of an interrupted run of the same settings, to be continued.
     start_from
-        Weights to begin with; None for random ones from the seed.
+        Weights to begin with (fine-tuning); None for fresh ones from the seed.
+    start_limit
+        Fresh ones after all where there are so many steps or more: where the number follows from
+        the time, the few steps until it is known are made anew.
     progress
         Called after each step. A KeyboardInterrupt during training does not lose it: the state
         so far is returned, with ``stopped`` saying "interrupted".
@@ -195,7 +199,7 @@ def train(
     device = torch.device(device)
     trainer = _Trainer(movie, health, config, settings, normalisation, device, precision)
     return trainer.run(
-        seconds=seconds, resume=resume, start_from=start_from,
+        seconds=seconds, resume=resume, start_from=start_from, start_limit=start_limit,
         progress=progress,
     )  # fmt: skip
 
@@ -283,6 +287,7 @@ class _Trainer:
         seconds: float | None,
         resume: TrainedState | None,
         start_from: dict[str, Tensor] | None,
+        start_limit: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> TrainedState:
         started = time.monotonic()
@@ -296,7 +301,10 @@ class _Trainer:
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build(self.config)
-        if start_from is not None:
+        most = start_limit or math.inf
+        fresh: dict[str, Tensor] | None = None  # to go back to, until the speed is known
+        if start_from is not None and (steps or 0) < most:
+            fresh = _copy(network.state_dict()) if steps is None else None
             network.load_state_dict(start_from)
         if resume is not None:
             network.load_state_dict(resume.current)
@@ -361,6 +369,16 @@ class _Trainer:
                         steps = planner.steps(step)
                         if steps is not None:
                             state.settings = replace(settings, steps=steps)
+                        # Decided as early as can be: going back wastes the steps so far.
+                        expected = planner.expected(step)
+                        if fresh is not None and expected is not None:
+                            if expected >= most:
+                                network.load_state_dict(fresh)
+                                average = {k: v.detach().clone() for k, v in named.items()}
+                                optimisers = make_optimisers(
+                                    settings.optimiser, named, settings.learning_rate
+                                )
+                            fresh = None
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):

@@ -24,8 +24,10 @@ __all__ = [
     "BEGINNING",
     "FINE_TUNING_SHARE",
     "ORIGIN",
+    "SHORT",
     "beginning",
     "fine_tuning_s",
+    "origin_of",
     "shipped_weights",
     "window_of",
 ]
@@ -38,9 +40,8 @@ ORIGIN = "fine-tuned from"
 BEGINNING = "training began from"
 
 _SHIPPED = "starting_point.safetensors"
-# Peak learning rate of a training that begins with them: half the usual one restores as much, and
-# learns less of a short movie's noise by heart.
-_RATE = 1.5e-3
+# Steps from which on random weights end as well or better (docs/warm_start.md).
+SHORT = 150
 
 
 def beginning(
@@ -82,19 +83,15 @@ def beginning(
         if options.fine_tune:
             raise ShineError("Fine-tuning trains a model further: say which one, with --model.")
         weights = None if options.from_scratch else shipped_weights(plan.config)
-        if weights is None:
-            return None, plan, {}
-        settings = replace(plan.settings, learning_rate=_RATE)
-        said = {BEGINNING: "weights taught on simulated movies"}
-        return weights, replace(plan, settings=settings), said
+        said = {BEGINNING: "weights taught on simulated movies"} if weights else {}
+        return weights, plan, said
     if reason := _misfit(model.config, plan.config):
         raise ShineError(f"{name}: the model cannot be fine-tuned on this movie. {reason}")
     usual = plan.settings.epochs
     epochs = usual and max(1, round(FINE_TUNING_SHARE * usual))
     settings = replace(plan.settings, epochs=epochs)
     origin = {ORIGIN: f"the model of {_movie_of(model)}"}
-    config = replace(plan.config, slope=model.config.slope)
-    return model.state.best, replace(plan, config=config, settings=settings), origin
+    return model.state.best, replace(plan, settings=settings), origin
 
 
 def shipped_weights(config: NetworkConfig) -> dict[str, Tensor] | None:
@@ -133,6 +130,19 @@ def _widened(weights: dict[str, Tensor], by: int) -> dict[str, Tensor]:
         unchanged = torch.zeros_like(out[f"{stem}.conv.weight"]).repeat(by, 1, 1, 1)
         out[f"{stem}.changes"] = torch.cat((unchanged, out[f"{stem}.changes"]))
     return out
+
+
+def origin_of(known: dict[str, str], steps: int | None) -> dict[str, str]:
+    """Return what a trained model's provenance tells of its beginning.
+
+    Parameters
+    ----------
+    known
+        What `beginning` returned.
+    steps
+        Number of steps that was fixed; a long training has done without the shipped weights.
+    """
+    return {k: v for k, v in known.items() if k != BEGINNING or (steps or 0) < SHORT}
 
 
 def fine_tuning_s(seconds: float, options: Options) -> float:
