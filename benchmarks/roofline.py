@@ -288,7 +288,7 @@ def time_compile(*, steps: int) -> dict[str, Any]:
     from shine_em.compute import autocast, keep_freed_memory, pick_precision
     from shine_em.network import NetworkConfig, build
     from shine_em.planning import training_holes
-    from shine_em.training import PRESETS
+    from shine_em.training_settings import PRESETS
 
     keep_freed_memory()
     where = torch.device("cpu")

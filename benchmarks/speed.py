@@ -144,7 +144,8 @@ def _denoisers(hole: int, device: str, precision: str) -> dict[str, Any]:
     from shine_em.network import NetworkConfig, build
     from shine_em.patches import Normalisation
     from shine_em.planning import averaged_holes
-    from shine_em.training import PRESETS, TrainedState
+    from shine_em.training import TrainedState
+    from shine_em.training_settings import PRESETS
 
     keep_freed_memory()
     torch.manual_seed(0)

@@ -109,7 +109,8 @@ def time_inference(*, size: int, repeats: int, device: str, precision: str) -> d
     from shine_em.network import NetworkConfig, build
     from shine_em.patches import Normalisation
     from shine_em.student import Student, StudentNetwork
-    from shine_em.training import PRESETS, TrainedState
+    from shine_em.training import TrainedState
+    from shine_em.training_settings import PRESETS
 
     keep_freed_memory()
     where = pick_device(device)

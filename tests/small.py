@@ -13,7 +13,8 @@ from shine_em.doctor import Health
 from shine_em.events import Event
 from shine_em.network import Hole, NetworkConfig, build
 from shine_em.patches import Normalisation
-from shine_em.training import PRESETS, TrainedState
+from shine_em.training import TrainedState
+from shine_em.training_settings import PRESETS
 
 
 def scene(

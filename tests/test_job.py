@@ -143,7 +143,7 @@ def test_the_number_of_steps_is_fixed_early_and_kept() -> None:
     result = shine.denoise(noisy(8, 32, 32), time_budget="20s", progress=seen.append)
     totals = [e.total for e in seen if e.stage == "training"]
     planned = next(t for t in totals if t)
-    assert totals.index(planned) < 20
+    assert totals.index(planned) < max(20, 0.1 * planned)
     assert set(totals[totals.index(planned) :]) == {planned}
     assert result.model.state.settings.steps == planned
     assert result.model.state.step <= planned
@@ -184,7 +184,8 @@ def test_every_frame_keeps_its_mean() -> None:
 
 
 def test_same_seed_same_pixels_and_another_seed_others() -> None:
-    one, two, other = (denoised(noisy(), seed=seed) for seed in (3, 3, 4))
+    # (After so few steps the ensemble might be the filter alone, which has no seed.)
+    one, two, other = (denoised(noisy(), seed=seed, ensemble=False) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
 

@@ -15,7 +15,8 @@ from shine_em.doctor import check
 from shine_em.leakage import Leakage, correlation_to_remember, leak_kernel
 from shine_em.movie import Movie
 from shine_em.network import NetworkConfig, build
-from shine_em.training import TrainingSettings, train
+from shine_em.training import train
+from shine_em.training_settings import TrainingSettings
 
 
 def tailed_noise(n: int, side: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

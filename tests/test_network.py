@@ -302,6 +302,28 @@ def test_build_is_repeatable_and_all_parameters_are_used() -> None:
             assert not unused
 
 
+def test_features_that_are_below_zero_everywhere_can_still_learn() -> None:
+    window = torch.randn(1, 5, 96, 96, generator=torch.Generator().manual_seed(0))
+    for slope, alive in ((0.1, True), (0.0, False)):
+        torch.manual_seed(0)
+        network = build(NetworkConfig(slope=slope))
+        with torch.no_grad():
+            network.last.weight.fill_(1.0)
+            for name, p in network.named_parameters():
+                if name.endswith("bias"):
+                    p.fill_(-9.0)
+        network(window, [(3, 3)]).square().sum().backward()
+        kernel = network.get_parameter("trunk.2.1.weight")
+        assert kernel.grad is not None
+        assert bool(kernel.grad.any()) is alive
+
+
+def test_models_from_before_there_was_a_slope_have_none() -> None:
+    values = NetworkConfig().to_dict()
+    del values["slope"]
+    assert NetworkConfig.from_dict(values) == NetworkConfig(slope=0.0)
+
+
 def test_config_survives_json() -> None:
     for config in (NetworkConfig(), NetworkConfig("paper", 7, (0, 6), 64, 4)):
         assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

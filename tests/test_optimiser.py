@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from shine_em.optimiser import Adam, Muon, orthogonalised
+from shine_em.optimiser import Adam, Muon, orthogonalised, set_rate
 
 
 @pytest.mark.parametrize("shapes", [[(4, 9)], [(9, 4), (3, 3)], [(16, 144), (1, 5), (32, 288)]])
@@ -68,3 +68,20 @@ def test_the_lean_recipe_loads_no_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", [Adam, Muon])
+def test_a_rate_may_lie_in_a_tensor(kind: type[Adam] | type[Muon]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(3, 4)
+    moved = []
+    for rate in (0.03, torch.tensor(0.03)):
+        p = torch.nn.Parameter(start.clone())
+        optimiser = kind([p], lr=0.0)
+        for step in range(5):
+            set_rate([optimiser], rate)
+            p.grad = torch.sin(7 * p.detach() + step)
+            optimiser.step()
+        moved.append(p.detach())
+    torch.testing.assert_close(moved[0], moved[1])
+    assert (moved[0] != start).all()

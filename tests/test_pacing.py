@@ -55,6 +55,14 @@ def test_slow_steps_are_counted_on_after_a_few(clock):
     assert clock.now + 3.0 * (steps - known_at) <= 60
 
 
+def test_quick_steps_are_timed_for_long_enough(clock):
+    """A card has its steps recorded first, and then makes hundreds in a second."""
+    clock.now += 2.0
+    known_at, steps = planned(Planner(10.0, 0.0, first=0), clock, steadily(0.004))
+    assert 0.004 * known_at >= Planner.long_enough
+    assert 0.9 * 10 < clock.now + 0.004 * (steps - known_at) < 10
+
+
 def test_no_steps_are_promised_when_the_time_is_over(clock):
     known_at, steps = planned(Planner(10.0, 0.0, first=0), clock, steadily(5.0))
     assert steps == known_at

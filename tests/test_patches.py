@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from shine_em.doctor import Health
 from shine_em.errors import ShineError
 from shine_em.movie import LazyFrames, Movie
-from shine_em.patches import Batch, Normalisation, PatchPool, Timeline, Window
+from shine_em.patch_pool import Batch, PatchPool
+from shine_em.patches import Normalisation, Timeline, Window
 
 PLAIN = Normalisation(0.0, 1.0)
 

@@ -17,10 +17,12 @@ from shine_em.metrics import psnr
 from shine_em.movie import Movie
 from shine_em.network import NetworkConfig
 from shine_em.noise import noise_statistics
-from shine_em.patches import Normalisation, PatchPool, Timeline, cut
+from shine_em.patch_pool import PatchPool
+from shine_em.patches import Normalisation, Timeline, cut
 from shine_em.planning import Options, prepare
 from shine_em.registration import Drift, _spread, measure_drift
-from shine_em.training import TrainingSettings, train
+from shine_em.training import train
+from shine_em.training_settings import TrainingSettings
 
 
 def atoms(places: np.ndarray, side: int, radius: float = 2.2) -> np.ndarray:

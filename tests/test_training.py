@@ -21,14 +21,8 @@ from shine_em.errors import ShineError
 from shine_em.movie import Movie
 from shine_em.network import Hole, NetworkConfig, build
 from shine_em.patches import Normalisation, Timeline
-from shine_em.training import (
-    PRESETS,
-    Progress,
-    TrainedState,
-    TrainingSettings,
-    hold_out,
-    train,
-)
+from shine_em.training import Progress, TrainedState, hold_out, train
+from shine_em.training_settings import PRESETS, TrainingSettings
 
 TINY = NetworkConfig(frames=3, open_slots=(0, 2), channels=4)
 QUICK = TrainingSettings(steps=12, crop=16, validate_every=0.25, seed=3)
@@ -215,10 +209,11 @@ def test_neither_steps_nor_time_is_refused() -> None:
 
 
 def test_the_best_validation_loss_picks_the_model() -> None:
-    # A rate far too high: the model gets worse again after its best step.
+    # A rate that grows far too high: the model gets worse again after its best step.
     settings = replace(
-        QUICK, steps=40, optimiser="adam", learning_rate=0.3, average=0.0, validate_every=0.05
-    )
+        QUICK, steps=40, optimiser="adam", learning_rate=1.0, warmup=1.0, average=0.0,
+        validate_every=0.05,
+    )  # fmt: skip
     state = run(settings=settings)
     losses = dict(state.validation_loss)
     assert len(losses) == 20

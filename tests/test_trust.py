@@ -12,14 +12,24 @@ from trust_scenes import EVENT_PX, SIGMA, TrustScene, disc, noise
 
 import shine_em
 from shine_em.smearing import SmearDetector, smear_warnings
+from shine_em.warm_start import FEWEST_PIXELS
 
 Denoised = tuple[np.ndarray, shine_em.Result]
 
 
-@pytest.fixture(scope="module", params=[0.0, scenes.BLUR], ids=["white", "correlated"])
+SMALL, SHIPPED = (12, 96, 96), (20, 128, 128)  # the second begins with the shipped weights
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(SMALL, 0.0), (SMALL, scenes.BLUR), (SHIPPED, 0.0), (SHIPPED, scenes.BLUR)],
+    ids=["white", "correlated", "white, shipped weights", "correlated, shipped weights"],
+)
 def nothing(request: pytest.FixtureRequest) -> Denoised:
-    """Twelve frames of pure noise, denoised: a short movie is the easiest to learn by heart."""
-    raw = scenes.pure_noise((12, 96, 96), blur=request.param)
+    """A few frames of pure noise, denoised: a short movie is the easiest to learn by heart."""
+    shape, blur = request.param
+    assert (np.prod(shape) < FEWEST_PIXELS) == (shape == SMALL)
+    raw = scenes.pure_noise(shape, blur=blur)
     return raw, shine_em.denoise(raw, steps=60)
 
 

@@ -12,14 +12,13 @@ import torch
 from small import model, noisy, scene, stop_at
 
 import shine_em as shine
-from shine_em import job, warm_start
+from shine_em import job
 from shine_em.cli import main
 from shine_em.job import Interrupted, run
 from shine_em.network import NetworkConfig, build
 from shine_em.planning import Options, prepare
 from shine_em.simulate import au_growth
-from shine_em.training import train
-from shine_em.warm_start import beginning, shipped_weights
+from shine_em.warm_start import FEWEST_PIXELS, beginning, shipped_weights
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_an_interrupted_fine_tuning_is_resumed(old, tmp_path: Path):
 
 def test_training_begins_with_the_shipped_weights_and_says_so(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shine.write(shine.Movie.from_array(noisy()), "movie.tif")
+    shine.write(shine.Movie.from_array(noisy(12, 160, 160)), "movie.tif")
     with pytest.raises(SystemExit) as done:
         main(["denoise", "movie.tif", "--steps", "4", "--keep-model"])
     assert not done.value.code
@@ -90,7 +89,7 @@ def test_training_begins_with_the_shipped_weights_and_says_so(tmp_path: Path, mo
 
 
 def test_from_scratch_nothing_of_them_is_used():
-    raw = noisy(12, 48, 48)
+    raw = noisy(12, 160, 160)
     plain = shine.denoise(raw, steps=4)
     alone, again = (shine.denoise(raw, steps=4, from_scratch=True) for _ in range(2))
     assert "training began from" not in alone.model.provenance
@@ -100,31 +99,17 @@ def test_from_scratch_nothing_of_them_is_used():
         Options(from_scratch=True, fine_tune=True)
 
 
-def test_long_trainings_do_without_them(monkeypatch):
+def test_a_movie_of_few_pixels_does_without_them():
     raw = noisy(12, 48, 48)
-    alone = shine.denoise(raw, steps=6, from_scratch=True)
-    monkeypatch.setattr(job, "SHORT", 6)
-    monkeypatch.setattr(warm_start, "SHORT", 6)
-    long = shine.denoise(raw, steps=6)
-    np.testing.assert_array_equal(long.movie.data, alone.movie.data)
-    assert "training began from" not in long.model.provenance
-
-
-def test_weights_to_begin_with_are_dropped_once_the_time_turns_out_to_suffice():
-    movie = shine.Movie.from_array(noisy(12, 48, 48))
-    plan = prepare(movie, Options())
-    # Weights of which nothing can be learned.
-    dead = {k: torch.zeros_like(v) for k, v in build(plan.config).state_dict().items()}
-    for limit, alive in ((4, True), (None, False)):
-        state = train(
-            movie, plan.health, plan.config, plan.settings, seconds=4.0, start_from=dead,
-            start_limit=limit,
-        )  # fmt: skip
-        assert bool(state.best["mix.weight"].any()) is alive
+    assert raw.size < FEWEST_PIXELS
+    alone = shine.denoise(raw, steps=4, from_scratch=True)
+    plain = shine.denoise(raw, steps=4)
+    np.testing.assert_array_equal(plain.movie.data, alone.movie.data)
+    assert "training began from" not in plain.model.provenance
 
 
 def test_short_trainings_gain_by_the_shipped_weights():
-    made = au_growth(frames=12, size=96, seed=11)
+    made = au_growth(frames=12, size=160, seed=11)
     truth = np.asarray(made.truth.data)
     warm, cold = (
         shine.denoise(made.noisy, steps=20, ensemble=False, from_scratch=alone)

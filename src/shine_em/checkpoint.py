@@ -23,7 +23,8 @@ from .movie import Movie
 from .network import Hole, NetworkConfig, build, check_hole
 from .patches import Normalisation
 from .student import Student
-from .training import TrainedState, TrainingSettings
+from .training import TrainedState
+from .training_settings import TrainingSettings
 
 __all__ = ["Model", "input_hash", "versions"]
 

@@ -100,8 +100,8 @@ FromScratch = Annotated[
         "--from-scratch",
         group=HOW,
         negative="",
-        help="Begin even short trainings (below 150 steps) with random weights, instead of those "
-        "taught on simulated movies that shine-em brings along.",
+        help="Begin training with random weights, instead of those taught on simulated movies that "
+        "shine-em brings along (which small movies do without).",
     ),
 ]
 Register = Annotated[

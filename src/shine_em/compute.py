@@ -61,13 +61,20 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 
 def pick_precision(device: torch.device, wanted: str = "auto") -> str:
-    """Return "fp32", "bf16" or "fp16": the fastest that the device has hardware for."""
+    """Return "fp32", "bf16" or "fp16": the fastest that the device has hardware for.
+
+    On a CUDA card this also settles that "fp32" is that from now on in this process, and not the
+    TF32 that PyTorch convolves with if it is not told.
+    """
     if wanted not in PRECISIONS:
         raise ShineError(f"Unknown precision {wanted!r}: choose one of {', '.join(PRECISIONS)}.")
+    if device.type == "cuda":
+        if wanted == "auto":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            wanted = "bf16" if fast else "fp16"
+        torch.backends.cudnn.allow_tf32 = wanted != "fp32"
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and _cpu_has_bf16():
         return "bf16"
     return "fp32"

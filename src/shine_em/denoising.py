@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import Model
@@ -17,7 +18,7 @@ from .linear import LinearPrediction
 from .metrics import snr
 from .movie import Movie
 from .network import Hole, LeanNetwork, PaperNetwork, build
-from .patches import Timeline, Window, cut
+from .patches import Timeline, Window
 from .student import StudentNetwork
 
 __all__ = [
@@ -37,6 +38,7 @@ LEAST_FRAMES = 6  # usable ones that comparing even and odd frames takes
 # channels at full resolution) under 2 GB.
 _TILE = {"lean": 1024, "paper": 512}
 _LANES = 4  # most frames side by side
+_CARD_PIXELS = 2**21  # in a batch on a graphics card: eight frames of 512×512
 _TIDY_EVERY = 8  # frames
 
 
@@ -134,13 +136,13 @@ class Denoiser:
         own = self.network.stride
         return own if self.linear is None else max(own, self.linear.stride)
 
-    def predict(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
+    def predict(self, windows: np.ndarray | Tensor, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows.
 
         Parameters
         ----------
         windows
-            ``(b, frames, h, w)`` float32, normalised.
+            ``(b, frames, h, w)`` float32, normalised; a tensor may lie on the device already.
         shift
             Neighbours out of place in time (see `Timeline.shift`).
 
@@ -165,12 +167,13 @@ class Denoiser:
         return self._tiled(windows, shift, each=True)
 
     @torch.inference_mode()
-    def _tiled(self, windows: np.ndarray, shift: int, *, each: bool) -> np.ndarray:
+    def _tiled(self, windows: np.ndarray | Tensor, shift: int, *, each: bool) -> np.ndarray:
         b, _, height, width = windows.shape
         several = len(self.holes) + (self.linear is not None) if each and not self.by_student else 1
-        out = np.empty((several, b, height, width), np.float32)
+        on_card = self.device.type == "cuda"  # whose copies need not wait for page-locked memory
+        out = torch.empty((several, b, height, width), pin_memory=on_card)
         halo = self.halo
-        whole = torch.from_numpy(np.ascontiguousarray(windows))
+        whole = torch.as_tensor(windows)
         for read_y, keep_y in tiles(height, self.tile, halo, self.stride):
             for read_x, keep_x in tiles(width, self.tile, halo, self.stride):
                 part = whole[:, :, read_y, read_x].to(self.device)
@@ -178,8 +181,12 @@ class Denoiser:
                 predicted = self._members(part, shift, each=each) + self.model.offset
                 inner_y = slice(keep_y.start - read_y.start, keep_y.stop - read_y.start)
                 inner_x = slice(keep_x.start - read_x.start, keep_x.stop - read_x.start)
-                out[..., keep_y, keep_x] = predicted[..., inner_y, inner_x].cpu().numpy()
-        return out
+                out[..., keep_y, keep_x].copy_(
+                    predicted[..., inner_y, inner_x], non_blocking=on_card
+                )
+        if on_card:
+            torch.cuda.current_stream(self.device).synchronize()
+        return out.numpy()
 
     def _members(self, window: Tensor, shift: int, *, each: bool) -> Tensor:
         """Return ``(members, b, h, w)``, or their weighted mean, ``(1, b, h, w)``."""
@@ -239,8 +246,10 @@ class Denoiser:
         model = self.model
         timeline = Timeline(len(movie), health, model.blinded_lags)
         pick = timeline.half_window if halves else timeline.window
-        cache = _FrameCache(movie, health, model, keep=2 * model.config.frames + 2)
-        most = 8 if self.device.type == "cuda" else 1
+        cache = _FrameCache(movie, health, model, self.device, keep=2 * model.config.frames + 2)
+        # As many frames at a time as keep a card busy.
+        pixels = movie.shape[1] * movie.shape[2]
+        most = max(1, min(8, _CARD_PIXELS // pixels)) if self.device.type == "cuda" else 1
 
         def batches() -> Iterator[_Batch]:
             pending: list[tuple[int, Window]] = []
@@ -257,18 +266,24 @@ class Denoiser:
             if pending:
                 yield self._batch(pending, cache, timeline)
 
-        def denoised(batch: _Batch) -> tuple[_Batch, np.ndarray]:
-            return batch, self.predict(batch.windows, batch.shift)
+        def denoised(batch: _Batch) -> list[tuple[int, np.ndarray, np.ndarray]]:
+            predicted = self.predict(batch.windows, batch.shift)
+            restored = [model.normalisation.invert(x) for x in predicted]
+            return list(zip(batch.numbers, batch.raw, restored, strict=True))
 
         with Lanes(self._lanes(movie.shape[1:])) as lanes:
-            for batch, predicted in lanes.map(denoised, batches()):
-                for t, raw, x in zip(batch.numbers, batch.raw, predicted, strict=True):
+            for done in lanes.map(denoised, batches()):
+                for t, raw, frame in done:
                     # A blanked frame holds no picture to restore: it is handed on as it is.
-                    good = timeline.usable[t]
-                    yield t, raw, model.normalisation.invert(x) if good else raw.astype(np.float32)
+                    yield t, raw, frame if timeline.usable[t] else raw.astype(np.float32)
 
     def _lanes(self, shape: tuple[int, int]) -> int:
-        """Return how many frames are denoised side by side, in the memory of one widest tile."""
+        """Return how many frames are denoised side by side, in the memory of one widest tile.
+
+        On a card two batches are under way: one is computed while the processor finishes the other.
+        """
+        if self.device.type == "cuda":
+            return 2
         if self.device.type != "cpu" or self.model.config.kind == "paper":
             return 1
         pixels = min(shape[0], self.tile) * min(shape[1], self.tile)
@@ -277,20 +292,21 @@ class Denoiser:
     def _batch(
         self, pending: list[tuple[int, Window]], cache: _FrameCache, timeline: Timeline
     ) -> _Batch:
-        empty = np.zeros(cache.bad.shape, np.float32)
-        whole = (slice(None), slice(None))
-        stacks = np.stack(
+        empty = torch.zeros(cache.bad.shape, device=self.device)
+        windows = torch.stack(
             [
-                [
-                    empty if i is None else cut(cache[i][1], whole, by)
-                    for i, by in zip(window, timeline.displacements(window), strict=True)
-                ]
+                torch.stack(
+                    [
+                        empty if i is None else _displaced(cache[i][1], by)
+                        for i, by in zip(window, timeline.displacements(window), strict=True)
+                    ]
+                )
                 for _, window in pending
             ]
         )
         numbers = [t for t, _ in pending]
         return _Batch(
-            numbers, [cache[t][0] for t in numbers], stacks, timeline.shift(pending[0][1])
+            numbers, [cache[t][0] for t in numbers], windows, timeline.shift(pending[0][1])
         )
 
 
@@ -299,26 +315,47 @@ class _Batch(NamedTuple):
 
     numbers: list[int]
     raw: list[np.ndarray]
-    windows: np.ndarray  # (b, frames, h, w), normalised
+    windows: Tensor  # (b, frames, h, w), normalised, on the device
     shift: int
 
 
+def _displaced(frame: Tensor, by: tuple[int, int]) -> Tensor:
+    """Return a frame from ``by`` (rows, columns) further on, 0 beyond its edge (as `cut` does)."""
+    (y, x), (height, width) = by, frame.shape
+    if abs(y) >= height or abs(x) >= width:
+        return torch.zeros_like(frame)
+    return F.pad(frame, (-x, x, -y, y)) if y or x else frame
+
+
 class _FrameCache:
-    """The last few frames, raw and normalised."""
+    """The last few frames, raw, and normalised on the device."""
 
-    def __init__(self, movie: Movie, health: Health, model: Model, *, keep: int) -> None:
-        self.movie, self.model, self.keep = movie, model, keep
+    def __init__(
+        self, movie: Movie, health: Health, model: Model, device: torch.device, *, keep: int
+    ) -> None:
+        self.movie, self.model, self.device, self.keep = movie, model, device, keep
         self.bad = np.asarray(health.bad_pixels, bool)
-        self.held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self.good = torch.from_numpy(~self.bad).to(device)
+        self.held: OrderedDict[int, tuple[np.ndarray, Tensor]] = OrderedDict()
 
-    def __getitem__(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, t: int) -> tuple[np.ndarray, Tensor]:
         if t not in self.held:
             raw = self.movie.frame(t)
-            self.held[t] = raw, self.model.normalisation.apply(raw, self.bad)
+            self.held[t] = raw, self._normalised(raw)
             while len(self.held) > self.keep:
                 self.held.popitem(last=False)
         self.held.move_to_end(t)
         return self.held[t]
+
+    def _normalised(self, raw: np.ndarray) -> Tensor:
+        n = self.model.normalisation
+        if self.device.type != "cuda":
+            return torch.from_numpy(n.apply(raw, self.bad)).to(self.device)
+        # The same on the card, which is done with it sooner.
+        with np.errstate(over="ignore"):
+            x = torch.from_numpy(raw.astype(np.float32)).to(self.device)
+        good = (x >= n.floor) & (x <= n.ceiling) & x.isfinite() & self.good
+        return torch.where(good, (x - n.location) * (1 / n.scale), 0.0)
 
 
 def mean_tolerance(mean: float, sigma: float) -> float:

@@ -34,7 +34,8 @@ from .optimiser import set_rate
 from .pacing import Planner, learning_rate
 from .patches import Timeline, Window, cut
 from .student import WIDTHS, Student, StudentNetwork
-from .training import PRESETS, Progress
+from .training import Progress
+from .training_settings import PRESETS
 
 __all__ = [
     "Schooling",

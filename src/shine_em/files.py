@@ -24,7 +24,7 @@ from .planning import Options
 from .report import ReportData, write_report
 from .report_uncertainty import uncertainty_picture
 from .uncertainty import error_history
-from .warm_start import BEGINNING, ORIGIN, SHORT
+from .warm_start import BEGINNING, ORIGIN
 
 __all__ = ["FileResult", "Outputs", "denoise_file", "make_folder", "report_data"]
 
@@ -212,8 +212,8 @@ def _planned(options: Options, model: Model | None, resume: Model | None) -> str
         how += ", begun from another movie's model"
     elif resume is not None:
         how += ", begun from shipped weights" if BEGINNING in resume.provenance else ""
-    elif preset == "lean" and not options.from_scratch and (steps or 0) < SHORT:
-        how += f", begun from shipped weights where they fit and steps were fewer than {SHORT}"
+    elif preset == "lean" and not options.from_scratch:
+        how += ", begun from shipped weights where they fit"
     if options.student == "always":
         how += ", a student in one pass where that is as good"
     return f"denoised by shine-em {versions()['shine-em']} ({preset}, {how}, seed {seed})"

@@ -34,7 +34,7 @@ from .reuse import applied, brightness_offset, misfit, refuse_settled, single_ho
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
 from .uncertainty import check_possible, error_history, uncertainty_warnings, with_errors
-from .warm_start import BEGINNING, ORIGIN, SHORT, beginning, fine_tuning_s, origin_of, window_of
+from .warm_start import BEGINNING, ORIGIN, beginning, fine_tuning_s, window_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
 
@@ -397,12 +397,12 @@ def _fit(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=seconds, device=device, precision=precision,
         resume=resume.state if resume else None, start_from=weights,
-        start_limit=SHORT if BEGINNING in origin else None, progress=listen,
+        progress=listen,
     )  # fmt: skip
     model = Model(
         state, normalisation, plan.holes, 0.0, plan.noise.to_dict(),
         {
-            **versions(), **origin_of(origin, state.settings.steps), "seed": state.settings.seed,
+            **versions(), **origin, "seed": state.settings.seed,
             "input": str(movie.source or movie.name), "input_hash": fingerprint,
             "device": str(device), "precision": precision,
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),

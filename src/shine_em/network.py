@@ -62,6 +62,9 @@ class NetworkConfig:
     paper_radius
         Half-width of the hole that the paper's neighbour branch was made for (paper network only):
         it spreads the neighbours over the hole by that many further 3×3 convolutions.
+    slope
+        Of the lean network's rectifiers below zero. With 0, whose gradient ends there, a quarter of
+        the features dies in 1500 steps (docs/benchmarks.md).
     """
 
     kind: str = "lean"
@@ -69,6 +72,7 @@ class NetworkConfig:
     open_slots: tuple[int, ...] = (0, 1, 3, 4)
     channels: int = 16
     paper_radius: int = 1
+    slope: float = 0.1
 
     def __post_init__(self) -> None:
         if self.kind not in ("lean", "paper"):
@@ -90,8 +94,8 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Rebuild what `to_dict` gave."""
-        return cls(**{**values, "open_slots": tuple(values["open_slots"])})
+        """Rebuild what `to_dict` gave; models from before there was a slope have none."""
+        return cls(**{"slope": 0.0, **values, "open_slots": tuple(values["open_slots"])})
 
 
 def check_hole(hole: Hole) -> Hole:
@@ -224,6 +228,11 @@ def _halve(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
 
 
+def _frames(window: Tensor, slots: Sequence[int]) -> Tensor:
+    """Return some frames of a window; a list as an index would be copied to the device."""
+    return torch.stack([window[:, i] for i in slots], dim=1)
+
+
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -231,6 +240,11 @@ def _double(x: Tensor) -> Tensor:
 def _sum(spare: Tensor, kept: Tensor) -> Tensor:
     """Return the sum, in ``spare``'s memory where no gradient needs its values."""
     return spare + kept if torch.is_grad_enabled() else spare.add_(kept)
+
+
+def _rectified(x: Tensor, slope: float) -> Tensor:
+    """Return ``x``, in its own memory, with what is below zero times ``slope``."""
+    return F.leaky_relu_(x, slope) if slope else F.relu_(x)
 
 
 class _Residual(nn.Module):
@@ -301,9 +315,9 @@ class PaperNetwork(_Network):
         return 2**last.level * (max(last.dilation(widest)) + 1) + last.spread + last.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        base = self.centre_stem(window[:, self.holed])
+        base = self.centre_stem(_frames(window, self.holed))
         if self.whole:
-            base = torch.cat((base, self.neighbour_stem(window[:, self.whole])), dim=1)
+            base = torch.cat((base, self.neighbour_stem(_frames(window, self.whole))), dim=1)
         features = [base]
         x = base
         for i, block in enumerate(self.blocks):
@@ -356,6 +370,7 @@ class LeanNetwork(_Network):
             self.donuts.append(Donut(w, w, level=level, spread=spread, reach=reach, bias=True))
             self.heads.append(nn.Conv2d(w, before, 1))
         self.open = _OpenBranch(config, width) if config.open_slots else None
+        self.slope = config.slope
         self.mix = nn.Conv2d(width, width, 1)
         self.last = nn.Conv2d(width, 1, 1)
         # The movie's mean is a better first guess than a random picture.
@@ -366,19 +381,19 @@ class LeanNetwork(_Network):
         return _OpenBranch.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        x = F.relu_(self.stem(torch.cat((window, mask), dim=1), shift))
+        x = _rectified(self.stem(torch.cat((window, mask), dim=1), shift), self.slope)
         features = [x]
         for level, convs in enumerate(self.trunk, start=1):
             if level > 1:
                 x = F.avg_pool2d(x, 2)
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
-                y = F.relu_(conv(x))
+                y = _rectified(conv(x), self.slope)
                 x = _sum(y, x) if y.shape == x.shape else y
             features.append(x)
         shared = None
         if self.open is not None:
-            neighbours = window[:, list(self.config.open_slots)]
+            neighbours = _frames(window, self.config.open_slots)
             shared = self.open(neighbours, mask, shift)
         return torch.stack([self._read(features, shared, hole) for hole in holes])
 
@@ -393,11 +408,11 @@ class LeanNetwork(_Network):
                     coarser = _sum(coarser, shared[1])
                 x = _sum(x, _double(coarser))
             if level:
-                coarser = self.heads[level - 1](F.relu_(x))
+                coarser = self.heads[level - 1](_rectified(x, self.slope))
         if shared is not None:
             x = _sum(x, shared[0])
-        x = F.relu_(x)
-        return self.last(_sum(F.relu_(self.mix(x)), x))[:, 0]
+        x = _rectified(x, self.slope)
+        return self.last(_sum(_rectified(self.mix(x), self.slope), x))[:, 0]
 
 
 class _Stem(nn.Module):
@@ -454,6 +469,7 @@ class _OpenBranch(nn.Module):
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
+        self.slope = config.slope
         self.enter = _Stem(config.open_slots, config.frames, width)
         self.halve = _halve(width, 2 * width)
         self.middle = _conv3(2 * width, 2 * width)
@@ -462,11 +478,11 @@ class _OpenBranch(nn.Module):
         self.head = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, neighbours: Tensor, mask: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-        x = F.relu_(self.enter(torch.cat((neighbours, mask), dim=1), shift))
-        y = F.relu_(self.halve(x))
-        y = _sum(F.relu_(self.middle(y)), y)
+        x = _rectified(self.enter(torch.cat((neighbours, mask), dim=1), shift), self.slope)
+        y = _rectified(self.halve(x), self.slope)
+        y = _sum(_rectified(self.middle(y), self.slope), y)
         z = F.avg_pool2d(y, 2)
-        z = F.relu_(self.coarse[0](z))
-        z = _sum(F.relu_(self.coarse[1](z)), z)
-        y = F.relu_(_sum(_double(self.merge(z)), y))
+        z = _rectified(self.coarse[0](z), self.slope)
+        z = _sum(_rectified(self.coarse[1](z), self.slope), z)
+        y = _rectified(_sum(_double(self.merge(z)), y), self.slope)
         return x, self.head(y)

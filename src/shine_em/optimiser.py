@@ -34,6 +34,8 @@ class _Optimiser:
     """The little of `torch.optim.Optimizer` that is needed here.
 
     That class, as it is made, imports a compiler that is never used: two seconds of every job.
+    Nothing here waits for the device, and a rate may lie on it, so that a step can be recorded as
+    a CUDA graph.
     """
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> None:
@@ -49,15 +51,17 @@ class _Optimiser:
             if params := [p for p in group["params"] if p.grad is not None]:
                 self._move(params, [p.grad for p in params], group["lr"])
 
-    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
         raise NotImplementedError
 
-    def _kept(self, params: list[Tensor], key: str) -> list[Tensor]:
-        """Return what is remembered of each parameter, zeros at first."""
+    def _kept(
+        self, params: list[Tensor], key: str, *, shape: tuple[()] | None = None
+    ) -> list[Tensor]:
+        """Return what is remembered of each parameter, zeros at first: of its shape by default."""
         states = [self.state.setdefault(p, {}) for p in params]
         for p, state in zip(params, states, strict=True):
             if key not in state:
-                state[key] = torch.zeros_like(p)
+                state[key] = p.new_zeros(p.shape if shape is None else shape)
         return [state[key] for state in states]
 
 
@@ -67,17 +71,21 @@ class Adam(_Optimiser):
     decay = 0.9, 0.999
     epsilon = 1e-8
 
-    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
         means, squares = self._kept(params, "exp_avg"), self._kept(params, "exp_avg_sq")
+        # Each has its own count: without a gradient it does not move.
+        counts = self._kept(params, "step", shape=())
         first, second = self.decay
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        # Each has its own count: without a gradient it does not move.
-        counts = [self.state[p].setdefault("step", torch.zeros(())).add_(1).item() for p in params]
-        sizes = torch._foreach_sqrt(torch._foreach_div(squares, [1 - second**n for n in counts]))
+        torch._foreach_add_(counts, 1)
+        n = torch.stack(counts)
+        steps, roots = -rate / (1 - first**n), (1 - second**n).sqrt()
+        sizes = torch._foreach_div(torch._foreach_sqrt(squares), list(roots.unbind()))
         torch._foreach_add_(sizes, self.epsilon)
-        torch._foreach_addcdiv_(params, means, sizes, [-rate / (1 - first**n) for n in counts])
+        torch._foreach_div_(updates := torch._foreach_mul(means, list(steps.unbind())), sizes)
+        torch._foreach_add_(params, updates)
 
 
 class Muon(_Optimiser):
@@ -93,14 +101,14 @@ class Muon(_Optimiser):
 
     momentum = 0.9  # the share of the old momentum that a step keeps
 
-    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def _move(self, params: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
         momenta = self._kept(params, "momentum")
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, momenta, self.momentum)  # Nesterov
         directions = orthogonalised([g.flatten(1) for g in ahead])
         for p, direction in zip(params, directions, strict=True):
             rows, columns = direction.shape
-            p.sub_(direction.view(p.shape), alpha=rate * max(1.0, rows / columns) ** 0.5)
+            p.sub_(direction.view(p.shape) * (rate * max(1.0, rows / columns) ** 0.5))
 
 
 def orthogonalised(matrices: Sequence[Tensor], *, steps: int = 5) -> list[Tensor]:
@@ -175,7 +183,7 @@ def optimisers(kind: str, named: dict[str, torch.nn.Parameter], rate: float) -> 
     ]
 
 
-def set_rate(several: Sequence[Optimiser | torch.optim.Optimizer], rate: float) -> None:
+def set_rate(several: Sequence[Optimiser | torch.optim.Optimizer], rate: float | Tensor) -> None:
     """Set the common rate; each group's ``ratio``, 1 where it has none, multiplies it."""
     for optimiser in several:
         for group in optimiser.param_groups:
@@ -204,6 +212,6 @@ def load_state(
     for path, value in flat.items():
         name, key = path.rsplit("/", 1)
         optimiser, p = owner[id(named[name])], named[name].detach()
-        # In the parameter's memory layout; a count stays on the CPU.
-        kept = torch.empty_like(p).copy_(value) if value.ndim else value.to("cpu", copy=True)
-        optimiser.state.setdefault(named[name], {})[key] = kept
+        # PyTorch's own optimisers keep their counts on the CPU.
+        place = p.device if isinstance(optimiser, _Optimiser) or value.ndim else "cpu"
+        optimiser.state.setdefault(named[name], {})[key] = value.to(place, copy=True)

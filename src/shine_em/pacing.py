@@ -48,7 +48,8 @@ class Planner:
         Step that it began with.
     """
 
-    least, most = 8, 18  # steps that are timed
+    least, most = 8, 18  # steps that are timed,
+    long_enough = 0.5  # and for at least so many seconds: a card's steps take milliseconds
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
@@ -59,8 +60,9 @@ class Planner:
         self.marks.append(time.monotonic())
         if self.seconds is None:
             return None
-        early = self.marks[-1] - self.started < 0.1 * self.seconds
-        return None if len(self.marks) < self.most and early else self.expected(step)
+        timing = self.marks[-1] - self.marks[0]
+        timed = len(self.marks) >= self.most and timing >= self.long_enough
+        return self.expected(step) if timed or timing > 0.1 * self.seconds else None
 
     def expected(self, step: int) -> int | None:
         """Return how many steps would fit at the speed so far; None before a few are timed."""

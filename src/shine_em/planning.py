@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .checkpoint import Model
+from .compute import pick_device, pick_precision
 from .distillation import Schooling
 from .doctor import Health, check
 from .ensemble import CANDIDATES, Ensemble, candidate_holes
@@ -21,7 +22,7 @@ from .network import LARGEST_HOLE, Hole, NetworkConfig, check_hole
 from .noise import NoiseStatistics, noise_of
 from .patches import Normalisation, Timeline
 from .registration import Drift, measure_drift
-from .training import PRESETS, TrainingSettings
+from .training_settings import CARD_BATCH, PRESETS, TrainingSettings
 
 __all__ = [
     "Options",
@@ -75,7 +76,7 @@ class Options:
         Train the model that is given further on this movie, instead of using it as it is; where
         neither ``time_budget`` nor ``steps`` is given, for a fifth of the usual training time.
     from_scratch
-        Begin even short trainings with random weights, instead of those that shine-em brings along.
+        Begin training with random weights, instead of those that shine-em brings along.
     uncertainty
         Whether the standard error of every pixel is wanted, for which time must be kept.
     register
@@ -272,6 +273,8 @@ def prepare(
             settings = replace(settings, holes=holes, correlation=())
             if options.seconds is not None:
                 settings = replace(settings, batch=4, crop=128)
+        elif _on_card(options):
+            settings = replace(settings, batch=CARD_BATCH)
         smallest = min(movie.shape[1:])
         if smallest < settings.crop:
             settings = replace(settings, crop=smallest)
@@ -308,6 +311,12 @@ def _may_register(options: Options, config: NetworkConfig, model: Model | None) 
     if not config.open_slots or options.register == "never":
         return False
     return config.kind == "lean" or options.register == "always"  # the published recipe does not
+
+
+def _on_card(options: Options) -> bool:
+    """Return whether training steps are recorded on a CUDA card: float16's cannot be."""
+    device = pick_device(options.device)
+    return device.type == "cuda" and pick_precision(device, options.precision) != "fp16"
 
 
 def training_holes(hole: Hole) -> tuple[Hole, ...]:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,100 +24,16 @@ from .doctor import Health
 from .errors import ShineError
 from .leakage import Leakage
 from .movie import Movie
-from .network import Hole, NetworkConfig, build
-from .optimiser import Optimiser, dump_state, load_state, set_rate
+from .network import NetworkConfig, build
+from .optimiser import dump_state, load_state
 from .optimiser import optimisers as make_optimisers
 from .pacing import Interrupts, Planner, learning_rate
-from .patches import Batch, Normalisation, PatchPool, Timeline, cut
+from .patch_pool import Batch, PatchPool
+from .patches import Normalisation, Timeline, cut
+from .stepping import blind_error, stepper
+from .training_settings import TrainingSettings
 
-__all__ = ["PRESETS", "Progress", "TrainedState", "TrainingSettings", "train"]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The recipe.
-
-    Attributes
-    ----------
-    steps
-        Optimiser steps; None to fix them from the measured speed and the time given.
-    epochs
-        Used where ``steps`` and the time are both None: passes over the movie's frames.
-    batch, crop
-        Samples per step and their width in pixels.
-    optimiser, learning_rate, warmup, decay
-        "muon" (Adam for all but kernels), "adam" or "radam"; peak rate; fraction of the steps
-        spent warming up; the way down to 0, "linear" or "cosine".
-    average
-        Half-life of the running average of the weights, as a fraction of the steps (0: none).
-    holes
-        Holes to draw from, one per step.
-    hole
-        The hole that the validation loss is measured with.
-    turn
-        Augment with 90° rotations (needs square holes); mirrors and 180° are always used.
-    reverse, one_sided
-        See `PatchPool.batch`.
-    blinded_lags
-        See `Timeline`.
-    registered
-        Whether neighbours were displaced by the scene's drift (``health.path``): a movie that this
-        model is to denoise must be shown in the same way.
-    correlation
-        Noise correlation (`leakage.correlation_to_remember`) by which the noise that a hole's
-        surroundings foretell is taken out of what is learned; empty: not done.
-    validation_frames
-        Frames held out, whose loss picks the best model.
-    validate_every
-        Steps between two validations, as a fraction of all.
-    """
-
-    preset: str = "lean"
-    steps: int | None = None
-    epochs: int | None = None
-    batch: int = 2
-    crop: int = 128
-    optimiser: str = "muon"
-    learning_rate: float = 3e-3
-    warmup: float = 0.05
-    decay: str = "linear"
-    average: float = 0.02
-    holes: tuple[Hole, ...] = ((3, 3),)
-    hole: Hole = (3, 3)
-    turn: bool = True
-    reverse: bool = True
-    one_sided: float = 0.3
-    blinded_lags: tuple[int, ...] = ()
-    registered: bool = False
-    correlation: tuple[tuple[float, ...], ...] = ()
-    validation_frames: int = 2
-    validate_every: float = 0.1
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint header."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
-        """Rebuild what `to_dict` gave."""
-        holes = tuple((int(m), int(n)) for m, n in values["holes"])
-        lags = tuple(int(k) for k in values["blinded_lags"])
-        hole = (int(values["hole"][0]), int(values["hole"][1]))
-        known = tuple(tuple(float(v) for v in row) for row in values.get("correlation", ()))
-        return cls(
-            **{**values, "holes": holes, "hole": hole, "blinded_lags": lags, "correlation": known}
-        )
-
-
-PRESETS: dict[str, TrainingSettings] = {
-    "lean": TrainingSettings(),
-    # Materials and Methods, "Training details".
-    "paper": TrainingSettings(
-        preset="paper", epochs=2000, batch=16, crop=256, optimiser="radam", learning_rate=1e-3,
-        decay="cosine", average=0.0, reverse=False, one_sided=0.0,
-    ),
-}  # fmt: skip
+__all__ = ["Progress", "TrainedState", "hold_out", "train"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +82,6 @@ def train(
     precision: str = "fp32",
     resume: TrainedState | None = None,
     start_from: dict[str, Tensor] | None = None,
-    start_limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedState:
     """Train a network on a movie and return its state.
@@ -183,10 +98,7 @@ def train(
     resume
         The state of an interrupted run of the same settings, to be continued.
     start_from
-        Weights to begin with (fine-tuning); None for fresh ones from the seed.
-    start_limit
-        Fresh ones after all where there are so many steps or more: where the number follows from
-        the time, the few steps until it is known are made anew.
+        Weights to begin with; None for random ones from the seed.
     progress
         Called after each step. A KeyboardInterrupt during training does not lose it: the state
         so far is returned, with ``stopped`` saying "interrupted".
@@ -199,7 +111,7 @@ def train(
     device = torch.device(device)
     trainer = _Trainer(movie, health, config, settings, normalisation, device, precision)
     return trainer.run(
-        seconds=seconds, resume=resume, start_from=start_from, start_limit=start_limit,
+        seconds=seconds, resume=resume, start_from=start_from,
         progress=progress,
     )  # fmt: skip
 
@@ -287,7 +199,6 @@ class _Trainer:
         seconds: float | None,
         resume: TrainedState | None,
         start_from: dict[str, Tensor] | None,
-        start_limit: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> TrainedState:
         started = time.monotonic()
@@ -301,10 +212,7 @@ class _Trainer:
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build(self.config)
-        most = start_limit or math.inf
-        fresh: dict[str, Tensor] | None = None  # to go back to, until the speed is known
-        if start_from is not None and (steps or 0) < most:
-            fresh = _copy(network.state_dict()) if steps is None else None
+        if start_from is not None:
             network.load_state_dict(start_from)
         if resume is not None:
             network.load_state_dict(resume.current)
@@ -320,8 +228,8 @@ class _Trainer:
             load_state(optimisers, named, state.optimiser)
         before = state.seconds
         kept = state.average or _copy(named)
-        average = {k: kept[k].to(self.device).clone() for k in named}  # in the order of `named`
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        # In the order of `named`, and laid out alike.
+        average = {k: torch.empty_like(p).copy_(kept[k]) for k, p in named.items()}
         planner = Planner(seconds, started, first=state.step)
         broken = 0
 
@@ -342,18 +250,21 @@ class _Trainer:
             Lanes(count) as lanes,
             ThreadPoolExecutor(1, "patches") as loader,
         ):
-            coming = loader.submit(self._batch, step)
             try:
+                make_step = stepper(
+                    network, optimisers, settings, self.pool, self.leakage, device=self.device,
+                    precision=self.precision, lanes=lanes,
+                )  # fmt: skip
+                coming = loader.submit(make_step.prepare, step)
                 while steps is None or step < steps:
                     batch = coming.result()
-                    coming = loader.submit(self._batch, step + 1)
+                    coming = loader.submit(make_step.prepare, step + 1)
                     # Until the speed is known, the rate warms up as in a run of 1000 steps.
                     rate = learning_rate(
                         settings.learning_rate, step, steps or 1000,
                         warmup=settings.warmup, decay=settings.decay,
                     )  # fmt: skip
-                    set_rate(optimisers, rate)
-                    loss = self._step(network, optimisers, scaler, batch, step, lanes)
+                    loss = make_step(batch, rate)
                     step += 1
                     if not math.isfinite(loss):
                         broken += 1
@@ -369,16 +280,6 @@ class _Trainer:
                         steps = planner.steps(step)
                         if steps is not None:
                             state.settings = replace(settings, steps=steps)
-                        # Decided as early as can be: going back wastes the steps so far.
-                        expected = planner.expected(step)
-                        if fresh is not None and expected is not None:
-                            if expected >= most:
-                                network.load_state_dict(fresh)
-                                average = {k: v.detach().clone() for k, v in named.items()}
-                                optimisers = make_optimisers(
-                                    settings.optimiser, named, settings.learning_rate
-                                )
-                            fresh = None
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):
@@ -406,61 +307,6 @@ class _Trainer:
         frames = len(self.pool.timeline.targets())
         return max(1, math.ceil(self.settings.epochs * frames / self.settings.batch))
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
-        s = self.settings
-        batch = self.pool.batch(
-            step, size=s.batch, crop=s.crop, seed=s.seed, turn=s.turn, reverse=s.reverse,
-            one_sided=s.one_sided,
-        )  # fmt: skip
-        windows, weights = torch.from_numpy(batch.windows), torch.from_numpy(batch.weights)
-        if self.device.type == "cuda":
-            windows, weights = windows.pin_memory(), weights.pin_memory()
-        return windows, weights, batch.shift
-
-    def _step(
-        self,
-        network: torch.nn.Module,
-        optimisers: Sequence[Optimiser],
-        scaler: torch.amp.GradScaler,
-        batch: tuple[Tensor, Tensor, int],
-        step: int,
-        lanes: Lanes,
-    ) -> float:
-        windows, weights = (b.to(self.device, non_blocking=True) for b in batch[:2])
-        trusted = weights.sum().clamp(min=1)
-        rng = np.random.default_rng([self.settings.seed, 2, step])
-        hole = self.settings.holes[int(rng.integers(len(self.settings.holes)))]
-        parameters = list(network.parameters())
-
-        def share(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
-            window, weight = part[0].contiguous(memory_format=self.rate_memory), part[1]
-            with autocast(self.device, self.precision):
-                predicted = network(window, [hole], batch[2])[0]
-            error = self._error(predicted.float(), window, weight, hole).square()
-            loss = (error * weight).sum() / trusted
-            scaled = scaler.scale(loss)
-            return loss.detach(), torch.autograd.grad(scaled, parameters, allow_unused=True)
-
-        parts = zip(windows.chunk(lanes.count), weights.chunk(lanes.count), strict=True)
-        losses, gradients = zip(*lanes.map(share, parts), strict=True)
-        for p, *several in zip(parameters, *gradients, strict=True):
-            found = [g for g in several if g is not None]
-            p.grad = sum(found[1:], found[0]) if found else None
-        for optimiser in optimisers:
-            scaler.unscale_(optimiser)  # type: ignore[arg-type]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        value = float(sum(losses))
-        if math.isfinite(value):
-            for optimiser in optimisers:
-                scaler.step(optimiser)  # type: ignore[arg-type]
-        scaler.update()
-        return value
-
-    def _error(self, predicted: Tensor, windows: Tensor, trusted: Tensor, hole: Hole) -> Tensor:
-        """Return predicted − noisy, less the noise that leaks through the hole's surroundings."""
-        error = predicted - windows[:, self.config.centre]
-        return error - self.leakage.foretold(error.detach() * trusted, hole)
-
     @torch.inference_mode()
     def _judge(self, state: TrainedState, weights: Mapping[str, Tensor], step: int) -> float:
         """Measure the validation loss of ``weights`` and keep them where they are the best."""
@@ -475,7 +321,9 @@ class _Trainer:
                 predicted = network(window, [self.settings.hole], b.shift)[0]
             # Around held-out blocks of pixels lie others, whose noise is as good to foretell from.
             trusted = weight if self.whole_frames else torch.ones_like(weight)
-            error = self._error(predicted.float(), window, trusted, self.settings.hole).square()
+            error = blind_error(
+                predicted.float(), window, trusted, self.settings.hole, self.leakage
+            ).square()
             total += float((error * weight).sum())
             count += float(weight.sum())
         loss = total / count if count else math.nan

@@ -18,7 +18,7 @@ from ..noise import NoiseStatistics
 from ..patches import Normalisation
 from ..planning import Options, prepare
 from ..training import train
-from ..warm_start import SHORT, beginning, origin_of
+from ..warm_start import beginning
 
 __all__ = ["denoise", "lean", "paper"]
 
@@ -159,11 +159,10 @@ def denoise(
     state = train(
         movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
         seconds=options.seconds, device=device, precision=precision, start_from=weights,
-        start_limit=SHORT, progress=lambda p: tell(Event("training", p.step, p.steps)),
+        progress=lambda p: tell(Event("training", p.step, p.steps)),
     )  # fmt: skip
     if state.stopped == "interrupted":
         raise KeyboardInterrupt
-    origin = origin_of(origin, state.settings.steps)
     model = Model(state, normalisation, plan.holes, provenance=origin)
     if plan.candidates and plan.noise.sigma > 0:
         model, _ = measure_ensemble(

@@ -24,7 +24,7 @@ from ..noise import noise_of
 from ..optimiser import optimisers
 from ..patches import Normalisation, Timeline
 from ..planning import is_weak, window_frames
-from ..training import PRESETS
+from ..training_settings import PRESETS
 from .fitting import Fitted, PlateauPace, Sample, fit
 
 __all__ = ["Ceiling", "SeeingNetwork", "split_frames", "supervised"]

@@ -31,7 +31,8 @@ from ..doctor import Health, check
 from ..movie import Movie
 from ..network import Hole, check_hole
 from ..noise import NoiseStatistics, noise_of
-from ..patches import Normalisation, PatchPool, Timeline
+from ..patch_pool import PatchPool
+from ..patches import Normalisation, Timeline
 from ..training import hold_out
 from .fitting import CosinePace, Sample, fit
 
