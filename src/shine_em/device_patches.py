@@ -117,7 +117,7 @@ class DevicePatches:
         inside = (rows >= 0) & (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
         at = (rows.clamp(min=0) * height + ys.clamp(0, height - 1)) * width
         at = at + xs.clamp(0, width - 1)
-        windows = torch.where(inside, self.frames.view(-1)[at], 0.0)
+        windows = self.frames.view(-1)[at] * inside
         weights = self.trusted.view(-1)[(centre * height + y) * width + x]
         return windows, weights.float()
 

@@ -137,7 +137,7 @@ class Stepper:
         moved = [p for p in self.parameters if p.grad is not None]
         flat = torch.cat([p.grad.reshape(-1) for p in moved])  # type: ignore[union-attr]
         norm = torch.linalg.vector_norm(flat)
-        flat = torch.where(norm.isfinite(), flat / norm.clamp(min=1), 0.0)
+        flat = (flat / norm.clamp(min=1)).nan_to_num(0.0, 0.0, 0.0)
         for p, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
             p.grad = part.view(p.shape)
 
@@ -213,7 +213,7 @@ class GraphStepper(Stepper):
         windows, weights = self.patches.cut(self.places, self.shape)
         loss = self._gradients(windows, weights, hole, shift)
         self._clip()
-        set_rate(self.optimisers, torch.where(loss.isfinite(), self.rate, 0.0))
+        set_rate(self.optimisers, self.rate * loss.isfinite())
         for optimiser in self.optimisers:
             optimiser.step()
         return loss

@@ -44,7 +44,7 @@ BEGINNING = "training began from"
 _SHIPPED = "starting_point.safetensors"
 # A movie with fewer pixels to learn from begins with random weights: able ones learn its noise by
 # heart. Of nothing but noise on 12 × 96 × 96 pixels, 6 % were left after 300 steps, 3 % from
-# random weights; on 24 × 128 × 128 pixels, less than 3 % (docs/warm_start.md).
+# random weights; on 20 × 128 × 128 pixels, 2 % (docs/warm_start.md).
 FEWEST_PIXELS = 300_000
 # Peak learning rate of a training that begins with them: half the usual one restores as much, and
 # learns less of a short movie's noise by heart. The larger batches of a card take the usual one.
