@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from small import model as random_model
 from small import noisy, scene
 
 import shine_em as shine
+from shine_em.cli import main
 from shine_em.display import _print_snr
 
 QUICK = ("--steps", "12")
@@ -670,3 +672,24 @@ def test_bad_files_are_told_in_plain_words(tmp_path: Path, name: str) -> None:
     before = made(tmp_path)
     refused(shine_command("denoise", path, *QUICK, folder=tmp_path), name.partition(".")[0])
     assert made(tmp_path) == before
+
+
+def test_where_memory_runs_out_the_trained_model_is_kept_and_the_words_are_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    movie, kept = tmp_path / "movie.npy", tmp_path / "movie_model.safetensors"
+    np.save(movie, noisy(8, 32, 32))
+    monkeypatch.setattr("shine_em.job.SmearDetector.add", full)
+    for more, words in (
+        (["--steps", "3"], "Out of memory after 3 steps. The best model so far is"),
+        (["--model", str(kept)], "shine: Out of memory. Take a part of the movie with --frames"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(["denoise", str(movie), *more])
+        assert done.value.code == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert shine.Model.load(kept).state.step == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["movie.npy", kept.name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -231,6 +232,19 @@ def test_an_interrupted_model_is_resumed_on_its_own_movie_only() -> None:
     np.testing.assert_array_equal(np.stack([out[t] for t in range(12)]), denoised(raw, steps=9))
     with pytest.raises(shine.ShineError, match="other pixels"):
         run(shine.Movie.from_array(raw[1:]), out.__setitem__, **how)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_trained_model_is_not_lost_where_memory_runs_out(error: type[Exception]) -> None:
+    def sink(t: int, frame: np.ndarray) -> None:
+        if t == 2:
+            raise error("no room")
+
+    with pytest.raises(Interrupted, match="out of memory") as caught:
+        run(shine.Movie.from_array(noisy()), sink, options=Options(steps=3))
+    assert caught.value.model.state.step == 3
+    with pytest.raises(error):  # what came from a file is there still
+        run(shine.Movie.from_array(noisy()), sink, options=Options(), model=caught.value.model)
 
 
 def test_a_budget_that_is_used_up_is_refused_before_training() -> None:

@@ -184,9 +184,11 @@ def denoise(
         except Interrupted as stopped:
             path = save_interrupted(stopped, outputs)
             raise _Stopped(
-                f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
-                f"{path}:\n  finish training:  {_resuming(stopped.model, path)}\n"
-                f"  use it as it is:  {_again('--model', path, '--time-budget', '--register')}"
+                f"{stopped.why.capitalize()} after {stopped.model.state.step} steps. "
+                f"The best model so far is {path}:\n"
+                f"  finish training:  {_resuming(stopped.model, path)}\n"
+                f"  use it as it is:  {_again('--model', path, '--time-budget', '--register')}",
+                stopped.why,
             ) from None
     print_summary(console, done.result, outputs.all(), time.monotonic() - started)
 
@@ -259,8 +261,9 @@ def train(
             stopped.model.save(path, overwrite=overwrite)
             again = _resuming(stopped.model, path) + ("" if overwrite else " --overwrite")
             raise _Stopped(
-                f"Interrupted after {stopped.model.state.step} steps. The best model so far is "
-                f"{path}; go on with:\n  {again}"
+                f"{stopped.why.capitalize()} after {stopped.model.state.step} steps. "
+                f"The best model so far is {path}; go on with:\n  {again}",
+                stopped.why,
             ) from None
     model.save(path, overwrite=overwrite)
     for warning in plan.warnings:
@@ -405,7 +408,11 @@ def _resuming(model: Model, path: Path) -> str:
 
 
 class _Stopped(Exception):
-    """Ctrl-C that left something worth telling."""
+    """The end of a job, by Ctrl-C or for want of memory, that left something worth telling."""
+
+    def __init__(self, words: str, why: str) -> None:
+        super().__init__(words)
+        self.code = 130 if why == "interrupted" else 2
 
 
 def _options(*, time_budget: str | None, hole: str | None, **more: Any) -> Any:
@@ -439,7 +446,17 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except _Stopped as stopped:
         errors.print(_escape(str(stopped)), soft_wrap=True)
-        sys.exit(130)
+        sys.exit(stopped.code)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's own class is told by its name: here it may not have been loaded.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        errors.print(
+            "[bold red]shine:[/] Out of memory. Take a part of the movie with --frames or --crop; "
+            "if a graphics card ran out of it, try --device cpu.",
+            soft_wrap=True,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("Interrupted; nothing was left half-written.")
         sys.exit(130)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .checkpoint import Model, input_hash, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
@@ -37,6 +38,10 @@ from .uncertainty import check_possible, error_history, uncertainty_warnings, wi
 from .warm_start import BEGINNING, ORIGIN, beginning, fine_tuning_s, window_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
+
+
+# What may end a job whose results so far are worth keeping.
+_STOPS = (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,14 @@ class Result:
 
 
 class Interrupted(Exception):
-    """The job was interrupted; ``model`` holds the best weights so far and can be resumed."""
+    """The job was interrupted; ``model`` holds the best weights so far and can be resumed.
 
-    def __init__(self, model: Model) -> None:
-        super().__init__("the job was interrupted")
-        self.model = model
+    ``why`` says by what: "interrupted", or "out of memory" once training was done.
+    """
+
+    def __init__(self, model: Model, why: str = "interrupted") -> None:
+        super().__init__(f"the job was stopped: {why}")
+        self.model, self.why = model, why
 
 
 class _Clock:
@@ -295,7 +303,7 @@ def run(
     if (left := clock.left()) is None or left > REPORT_S:
         try:
             halves = halves_snr(denoiser, movie, plan.health)
-        except KeyboardInterrupt:  # all frames are there: they are worth more than one number
+        except _STOPS:  # all frames are there: they are worth more than one number
             warnings += ("The SNR of even against odd frames was interrupted, and is not given.",)
     return Result(
         movie, model, plan.health, plan.noise, observer.finish(), halves, warnings, clock.spent(),
@@ -327,13 +335,14 @@ def train_model(
 
 @contextmanager
 def _rescued(model: Model | None) -> Iterator[None]:
-    """Let Ctrl-C carry out what was trained: it took the time."""
+    """Let Ctrl-C and a lack of memory carry out what was trained: it took the time."""
     try:
         yield
-    except KeyboardInterrupt:
+    except _STOPS as error:
         if model is None:
             raise
-        raise Interrupted(model) from None
+        stopped = isinstance(error, KeyboardInterrupt)
+        raise Interrupted(model, "interrupted" if stopped else "out of memory") from None
 
 
 def _budget(options: Options, resume: Model | None) -> float | None:
