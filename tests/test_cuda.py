@@ -46,7 +46,8 @@ def test_patches_are_cut_on_the_card_as_on_the_processor() -> None:
     on_card = DevicePatches(drawn, CARD)
     for step in range(20):
         how = {"size": 3, "crop": 48, "seed": 1, "one_sided": 0.5}
-        expected, draws = drawn.batch(step, **how), drawn.draw(step, **how)
+        draws = drawn.draw(step, **how)
+        expected = drawn.batch(draws)
         windows, weights = on_card.cut(on_card.places(draws).to(CARD), draws.shape)
         np.testing.assert_array_equal(windows.cpu().numpy(), expected.windows)
         np.testing.assert_array_equal(weights.cpu().numpy(), expected.weights)

@@ -45,7 +45,8 @@ def test_they_equal_those_of_the_pool(
 ) -> None:
     drawn = pool(memory=10**9 if whole else RAW.nbytes - 1, drift=drift, frames=frames)
     how = {"size": 3, "crop": crop, "seed": 1, "turn": turn, "one_sided": one_sided}
-    expected, draws = drawn.batch(step, **how), drawn.draw(step, **how)
+    draws = drawn.draw(step, **how)
+    expected = drawn.batch(draws)
     on_device = DevicePatches(drawn, "cpu")
     windows, weights = on_device.cut(on_device.places(draws), draws.shape)
     np.testing.assert_array_equal(windows.numpy(), expected.windows)

@@ -333,7 +333,8 @@ def orientation(rows: np.ndarray, columns: np.ndarray) -> tuple[int, int, int, i
 
 def batches(pool: PatchPool, count: int, **options: Any) -> list[Batch]:
     return [
-        pool.batch(step, **{"size": 4, "crop": 16, "seed": 1, **options}) for step in range(count)
+        pool.batch(pool.draw(step, **{"size": 4, "crop": 16, "seed": 1, **options}))
+        for step in range(count)
     ]
 
 
@@ -342,16 +343,18 @@ def test_a_step_always_draws_the_same_batch() -> None:
     pool = PatchPool(movie, healthy(8, 30, 40), PLAIN, frames=5)
     again = PatchPool(movie, healthy(8, 30, 40), PLAIN, frames=5)
     options: dict[str, Any] = {"size": 3, "crop": 16}
-    pool.batch(4, seed=0, **options)  # the order of calls must not matter
+    pool.batch(pool.draw(4, seed=0, **options))  # the order of calls must not matter
     for step in (7, 0, 3):
-        a, b = (p.batch(step, seed=5, **options) for p in (pool, again))
+        a, b = (p.batch(p.draw(step, seed=5, **options)) for p in (pool, again))
         assert np.array_equal(a.windows, b.windows)
         assert np.array_equal(a.weights, b.weights)
         assert a.shift == b.shift
         assert a.windows.dtype == a.weights.dtype == np.float32
         assert a.windows.shape == (3, 5, 16, 16)
         assert a.weights.shape == (3, 16, 16)
-    drawn = [pool.batch(step, seed=seed, **options) for step in range(6) for seed in (0, 1)]
+    drawn = [
+        pool.batch(pool.draw(step, seed=seed, **options)) for step in range(6) for seed in (0, 1)
+    ]
     assert len({b.windows.tobytes() for b in drawn}) == len(drawn)
 
 
@@ -502,7 +505,7 @@ def test_memory_is_bounded_whatever_the_movie(health: Health, frames: int, runs:
         assert not Timeline(n, health).targets()
         return
     assert sum(run.pixels.nbytes for run in pool.runs) <= memory
-    for stack in pool.batch(0, size=3, crop=4, seed=0).windows:
+    for stack in pool.batch(pool.draw(0, size=3, crop=4, seed=0)).windows:
         taken, _, _ = decode(stack, shape)
         t = taken[frames // 2]
         assert t is not None
@@ -522,7 +525,7 @@ def test_memory_is_bounded_whatever_the_movie(health: Health, frames: int, runs:
 def test_any_size(n: int, height: int, width: int, frames: int, turn: bool) -> None:
     shape = (n, height, width)
     pool = PatchPool(coded(*shape), healthy(*shape), PLAIN, frames=frames)
-    batch = pool.batch(0, size=3, crop=16, seed=0, turn=turn)
+    batch = pool.batch(pool.draw(0, size=3, crop=16, seed=0, turn=turn))
     if not turn:
         assert batch.windows.shape == (3, frames, min(16, height), min(16, width))
     for stack, weight in zip(batch.windows, batch.weights, strict=True):

@@ -215,7 +215,7 @@ def test_neighbours_lie_on_the_centre_frame_in_training_and_denoising():
     found = replace(health(raw.shape), path=path)
     pool = PatchPool(Movie.from_array(raw), found, Normalisation(20.0, 6.0), frames=5)
     for step in range(6):
-        windows = pool.batch(step, size=2, crop=24, seed=0).windows
+        windows = pool.batch(pool.draw(step, size=2, crop=24, seed=0)).windows
         for window in windows:
             for frame in window:
                 there = frame != 0  # zero is what came from outside

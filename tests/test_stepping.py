@@ -14,7 +14,7 @@ from shine_em.network import NetworkConfig, build
 from shine_em.optimiser import optimisers
 from shine_em.patch_pool import PatchPool
 from shine_em.patches import Normalisation
-from shine_em.stepping import Stepper, stepper
+from shine_em.stepping import Stepper, stepper_for
 from shine_em.training_settings import TrainingSettings
 
 SHAPE = (8, 32, 32)
@@ -26,9 +26,12 @@ def made() -> Stepper:
     state = health(SHAPE)
     pool = PatchPool(Movie.from_array(noisy(*SHAPE)), state, Normalisation.of(state), frames=5)
     settings = TrainingSettings(crop=32)
-    return stepper(
-        network, optimisers("muon", dict(network.named_parameters()), 1e-3), settings, pool,
-        Leakage((), turned=True), device=torch.device("cpu"), precision="fp32", lanes=Lanes(1),
+    several = optimisers("muon", dict(network.named_parameters()), 1e-3)
+    cpu = torch.device("cpu")
+    kind = stepper_for(several, pool, device=cpu, precision="fp32")
+    return kind(
+        network, several, settings, pool, Leakage((), turned=True), device=cpu, precision="fp32",
+        lanes=Lanes(1),
     )  # fmt: skip
 
 

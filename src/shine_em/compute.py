@@ -22,6 +22,7 @@ __all__ = [
     "autocast",
     "in_this_thread",
     "keep_freed_memory",
+    "memory_format",
     "peak_memory_bytes",
     "pick_device",
     "pick_precision",
@@ -91,6 +92,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
         return contextlib.nullcontext()
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=kind)
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return how feature maps lie in memory: channels last, but on Apple's MPS."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def shared_evenly(most: int) -> int:

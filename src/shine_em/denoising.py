@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import Model
-from .compute import Lanes, autocast, return_freed_memory, shared_evenly
+from .compute import Lanes, autocast, memory_format, return_freed_memory, shared_evenly
 from .doctor import Health
 from .linear import LinearPrediction
 from .metrics import snr
@@ -117,7 +117,7 @@ class Denoiser:
         else:
             network = build(model.config)
             network.load_state_dict(model.state.best)
-        self.memory = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        self.memory = memory_format(self.device)
         self.network = network.to(self.device, memory_format=self.memory).eval()  # type: ignore[call-overload]
 
     @property

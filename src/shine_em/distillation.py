@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import Model
-from .compute import autocast
+from .compute import autocast, memory_format
 from .denoising import Denoiser
 from .doctor import Health
 from .error_estimate import ErrorEstimator, Predict
@@ -398,7 +398,7 @@ def _train(
 ) -> tuple[StudentNetwork, int]:
     recipe = PRESETS["lean"]
     torch.manual_seed(seed)
-    memory = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    memory = memory_format(device)
     network = StudentNetwork(frames).to(device, memory_format=memory)  # type: ignore[call-overload]
     named = dict(network.named_parameters())
     optimisers = make_optimisers(recipe.optimiser, named, _RATE)

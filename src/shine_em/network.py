@@ -37,6 +37,7 @@ __all__ = [
     "PaperNetwork",
     "build",
     "check_hole",
+    "frames_of",
     "upsampling_reach",
 ]
 
@@ -228,7 +229,7 @@ def _halve(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
 
 
-def _frames(window: Tensor, slots: Sequence[int]) -> Tensor:
+def frames_of(window: Tensor, slots: Sequence[int]) -> Tensor:
     """Return some frames of a window; a list as an index would be copied to the device."""
     return torch.stack([window[:, i] for i in slots], dim=1)
 
@@ -315,9 +316,9 @@ class PaperNetwork(_Network):
         return 2**last.level * (max(last.dilation(widest)) + 1) + last.spread + last.reach
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:
-        base = self.centre_stem(_frames(window, self.holed))
+        base = self.centre_stem(frames_of(window, self.holed))
         if self.whole:
-            base = torch.cat((base, self.neighbour_stem(_frames(window, self.whole))), dim=1)
+            base = torch.cat((base, self.neighbour_stem(frames_of(window, self.whole))), dim=1)
         features = [base]
         x = base
         for i, block in enumerate(self.blocks):
@@ -393,7 +394,7 @@ class LeanNetwork(_Network):
             features.append(x)
         shared = None
         if self.open is not None:
-            neighbours = _frames(window, self.config.open_slots)
+            neighbours = frames_of(window, self.config.open_slots)
             shared = self.open(neighbours, mask, shift)
         return torch.stack([self._read(features, shared, hole) for hole in holes])
 

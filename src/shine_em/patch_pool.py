@@ -169,21 +169,8 @@ class PatchPool:
             for region, here in zip(held, places, strict=True):
                 yield Run(region, numbers, bad[here], excluded[here], chosen)
 
-    def batch(
-        self,
-        step: int,
-        *,
-        size: int,
-        crop: int,
-        seed: int,
-        turn: bool = True,
-        one_sided: float = 0.15,
-        reverse: bool = True,
-    ) -> Batch:
-        """Return the batch of a training step: what `draw` draws, cut out."""
-        draws = self.draw(
-            step, size=size, crop=crop, seed=seed, turn=turn, one_sided=one_sided, reverse=reverse
-        )
+    def batch(self, draws: Draws) -> Batch:
+        """Return what `draw` drew, cut out."""
         samples = [self._cut(sample, draws.shape) for sample in draws.samples]
         windows, weights = zip(*samples, strict=True)
         return Batch(np.stack(windows), np.stack(weights), draws.shift)

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .compute import Lanes, autocast
+from .compute import Lanes, autocast, memory_format
 from .device_patches import DevicePatches
 from .leakage import Leakage
 from .network import Hole, LeanNetwork, PaperNetwork
 from .optimiser import Adam, Muon, Optimiser, set_rate
-from .patch_pool import PatchPool
+from .patch_pool import Draws, PatchPool
 from .training_settings import TrainingSettings
 
-__all__ = ["GraphStepper", "Prepared", "Stepper", "blind_error", "stepper"]
+__all__ = ["GraphStepper", "Prepared", "Stepper", "blind_error", "stepper_for"]
 
 
 class Prepared(NamedTuple):
@@ -74,24 +74,23 @@ class Stepper:
         self.settings, self.pool, self.leakage = settings, pool, leakage
         self.device, self.precision, self.lanes = device, precision, lanes
         self.parameters = list(network.parameters())
-        self.memory = torch.contiguous_format if device.type == "mps" else torch.channels_last
+        self.memory = memory_format(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def prepare(self, step: int) -> Prepared:
         """Make the batch of a step ready; may be called in another thread."""
-        batch = self.pool.batch(step, **self._drawn)
+        batch = self.pool.batch(self._draw(step))
         made = (torch.from_numpy(batch.windows), torch.from_numpy(batch.weights))
         if self.device.type == "cuda":
             made = (made[0].pin_memory(), made[1].pin_memory())
         return Prepared(made, self._hole(step), batch.shift)
 
-    @property
-    def _drawn(self) -> dict[str, Any]:
+    def _draw(self, step: int) -> Draws:
         s = self.settings
-        return {
-            "size": s.batch, "crop": s.crop, "seed": s.seed, "turn": s.turn,
-            "reverse": s.reverse, "one_sided": s.one_sided,
-        }  # fmt: skip
+        return self.pool.draw(
+            step, size=s.batch, crop=s.crop, seed=s.seed, turn=s.turn, reverse=s.reverse,
+            one_sided=s.one_sided,
+        )  # fmt: skip
 
     def _hole(self, step: int) -> Hole:
         rng = np.random.default_rng([self.settings.seed, 2, step])
@@ -197,7 +196,7 @@ class GraphStepper(Stepper):
 
     def prepare(self, step: int) -> Prepared:
         """Draw the batch of a step."""
-        draws = self.pool.draw(step, **self._drawn)
+        draws = self._draw(step)
         return Prepared((self.patches.places(draws).pin_memory(),), self._hole(step), draws.shift)
 
     def __call__(self, prepared: Prepared, rate: float) -> float:
@@ -219,25 +218,14 @@ class GraphStepper(Stepper):
         return loss
 
 
-def stepper(
-    network: LeanNetwork | PaperNetwork,
-    optimisers: Sequence[Optimiser],
-    settings: TrainingSettings,
-    pool: PatchPool,
-    leakage: Leakage,
-    *,
-    device: torch.device,
-    precision: str,
-    lanes: Lanes,
-) -> Stepper:
-    """Return what makes the steps: recorded ones where the device and the recipe allow it.
+def stepper_for(
+    optimisers: Sequence[Optimiser], pool: PatchPool, *, device: torch.device, precision: str
+) -> type[Stepper]:
+    """Return the kind that makes the steps: recorded ones where device and recipe allow it.
 
-    See `Stepper` for the parameters. Float16's gradients are scaled by what the last steps were
-    like, and PyTorch's own optimisers ask the device for numbers: neither can be recorded.
+    Float16's gradients are scaled by what the last steps were like, and PyTorch's own optimisers
+    ask the device for numbers: neither can be recorded.
     """
     ours = all(isinstance(o, (Adam, Muon)) for o in optimisers)
     recorded = ours and precision != "fp16" and DevicePatches.fit(pool, device)
-    return (GraphStepper if recorded else Stepper)(
-        network, optimisers, settings, pool, leakage, device=device, precision=precision,
-        lanes=lanes,
-    )  # fmt: skip
+    return GraphStepper if recorded else Stepper

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ShineError
-from .network import Hole
+from .network import Hole, frames_of
 
 __all__ = ["WIDTHS", "Student", "StudentNetwork"]
 
@@ -110,9 +110,7 @@ class StudentNetwork(nn.Module):
         # missing ones. What the frames at hand are worth there, the changes learn.
         last = self.frames - 1
         order = [last - i if i > last - shift else i for i in range(self.frames)]
-        mirrored = self.enter(
-            F.pixel_unshuffle(torch.stack([x[:, i] for i in (*order, self.frames)], dim=1), 2)
-        )
+        mirrored = self.enter(F.pixel_unshuffle(frames_of(x, [*order, self.frames]), 2))
         changes = self.changes.chunk(self.frames // 2)[shift - 1]
         return mirrored + F.conv2d(F.pixel_unshuffle(x, 2), changes, padding=1)
 

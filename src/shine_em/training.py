@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compute import Lanes, autocast, shared_evenly
+from .compute import Lanes, autocast, memory_format, shared_evenly
 from .doctor import Health
 from .errors import ShineError
 from .leakage import Leakage
@@ -30,7 +30,7 @@ from .optimiser import optimisers as make_optimisers
 from .pacing import Interrupts, Planner, learning_rate
 from .patch_pool import Batch, PatchPool
 from .patches import Normalisation, Timeline, cut
-from .stepping import blind_error, stepper
+from .stepping import blind_error, stepper_for
 from .training_settings import TrainingSettings
 
 __all__ = ["Progress", "TrainedState", "hold_out", "train"]
@@ -163,7 +163,7 @@ class _Trainer:
         )  # fmt: skip
         self.whole_frames = hidden is None
         self.validation = self._validation_batches(movie, health, frames, hidden)
-        self.rate_memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
+        self.memory = memory_format(device)
 
     def _validation_batches(
         self, movie: Movie, health: Health, frames: Sequence[int], hidden: np.ndarray | None
@@ -216,7 +216,7 @@ class _Trainer:
             network.load_state_dict(start_from)
         if resume is not None:
             network.load_state_dict(resume.current)
-        network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
+        network.to(self.device, memory_format=self.memory)  # type: ignore[call-overload]
         named = dict(network.named_parameters())
         optimisers = make_optimisers(settings.optimiser, named, settings.learning_rate)
         state = TrainedState(self.config, settings, best=_copy(named))
@@ -251,7 +251,10 @@ class _Trainer:
             ThreadPoolExecutor(1, "patches") as loader,
         ):
             try:
-                make_step = stepper(
+                kind = stepper_for(
+                    optimisers, self.pool, device=self.device, precision=self.precision
+                )
+                make_step = kind(
                     network, optimisers, settings, self.pool, self.leakage, device=self.device,
                     precision=self.precision, lanes=lanes,
                 )  # fmt: skip
@@ -312,7 +315,7 @@ class _Trainer:
         """Measure the validation loss of ``weights`` and keep them where they are the best."""
         network = build(self.config)
         network.load_state_dict(weights)
-        network.to(self.device, memory_format=self.rate_memory)  # type: ignore[call-overload]
+        network.to(self.device, memory_format=self.memory)  # type: ignore[call-overload]
         total = count = 0.0
         for b in self.validation:
             window = torch.from_numpy(b.windows).to(self.device)

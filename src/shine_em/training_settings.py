@@ -36,7 +36,7 @@ class TrainingSettings:
     turn
         Augment with 90° rotations (needs square holes); mirrors and 180° are always used.
     reverse, one_sided
-        See `PatchPool.batch`.
+        See `PatchPool.draw`.
     blinded_lags
         See `Timeline`.
     registered

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compute import keep_freed_memory, pick_device
+from ..compute import keep_freed_memory, memory_format, pick_device
 from ..denoising import tiles
 from ..errors import ShineError
 from ..movie import Movie
@@ -278,7 +278,7 @@ def fit(
             f"not {frames.shape[1]}×{frames.shape[2]}."
         )
     place = pick_device(device)
-    memory = torch.contiguous_format if place.type == "mps" else torch.channels_last
+    memory = memory_format(place)
     keep_freed_memory()
     mean, std = float(frames.mean(dtype=np.float64)), float(frames.std(dtype=np.float64)) or 1.0
     rng = np.random.default_rng([seed, 0])

@@ -106,7 +106,8 @@ def udvd(
     square = hole[0] == hole[1]
 
     def draw(step: int) -> Sample:
-        batch = pool.batch(step, size=1, crop=128, seed=seed, turn=square, one_sided=0.0)
+        drawn = pool.draw(step, size=1, crop=128, seed=seed, turn=square, one_sided=0.0)
+        batch = pool.batch(drawn)
         windows = torch.from_numpy(batch.windows)
         return windows, windows[:, FRAMES // 2], torch.from_numpy(batch.weights)
 
