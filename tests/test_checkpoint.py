@@ -42,6 +42,7 @@ def test_a_saved_model_predicts_bit_for_bit_the_same(
         offset=0.1,
         noise={"sigma": 4.5},
         provenance={"seed": 3, "input_hash": "ab"},
+        views=2,
     )
     loaded = Model.load(trained.save(tmp_path / "m.safetensors"))
     raw = noisy(9, 24, 24)
@@ -50,7 +51,8 @@ def test_a_saved_model_predicts_bit_for_bit_the_same(
         for m in (trained, loaded)
     )
     np.testing.assert_array_equal(one, two)
-    for name in ("normalisation", "holes", "offset", "noise", "provenance", "config", "hole"):
+    same = ("normalisation", "holes", "offset", "noise", "provenance", "config", "hole", "views")
+    for name in same:
         assert getattr(loaded, name) == getattr(trained, name)
     assert loaded.blinded_lags == blinded
     assert loaded.state.settings == trained.state.settings

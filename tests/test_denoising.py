@@ -128,6 +128,13 @@ def test_an_ensemble_is_as_blind_as_its_smallest_hole() -> None:
     assert_blind(trained, raw, healthy(raw.shape), 2, [(18, 20), (0, 44)], hole=(3, 3))
 
 
+def test_mirrored_views_are_as_blind() -> None:
+    raw = noisy(5, 37, 45)
+    trained = model(holes=[(3, 3), (5, 5)])
+    assert_blind(trained, raw, healthy(raw.shape), 2, corners_and_middle(37, 45), views=4)
+    assert_blind(trained, raw, healthy(raw.shape), 0, [(18, 20), (36, 44)], views=2)
+
+
 def test_blind_in_bf16() -> None:
     raw = noisy(5, 37, 45)
     trained = model(channels=16)
@@ -211,22 +218,23 @@ def test_tiles_cover_each_pixel_once_with_a_whole_halo(
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "tile", "holes"),
+    ("kind", "size", "tile", "holes", "views"),
     [
-        ("lean", (179, 187), 64, [(3, 3)]),
-        ("lean", (331, 21), 300, [(1, 5), (3, 7)]),
-        ("lean", (19, 400), 64, [(15, 15)]),
-        ("paper", (18, 367), 64, [(3, 3)]),
-        ("paper", (479, 9), 456, [(9, 9)]),
+        ("lean", (179, 187), 64, [(3, 3)], 1),
+        ("lean", (179, 187), 64, [(3, 3)], 4),
+        ("lean", (331, 21), 300, [(1, 5), (3, 7)], 2),
+        ("lean", (19, 400), 64, [(15, 15)], 1),
+        ("paper", (18, 367), 64, [(3, 3)], 1),
+        ("paper", (479, 9), 456, [(9, 9)], 1),
     ],
 )
 def test_tiles_equal_the_whole_frame(
-    kind: str, size: tuple[int, int], tile: int, holes: list[Hole]
+    kind: str, size: tuple[int, int], tile: int, holes: list[Hole], views: int
 ) -> None:
     trained = model(kind, holes=holes)
     windows = np.random.default_rng(5).normal(size=(1, 5, *size)).astype(np.float32)
-    whole = Denoiser(trained, tile=10_000).predict(windows)
-    cut = Denoiser(trained, tile=tile)
+    whole = Denoiser(trained, tile=10_000, views=views).predict(windows)
+    cut = Denoiser(trained, tile=tile, views=views)
     halo = max(cut.network.halo(h) for h in cut.holes)
     assert any(len(tiles(n, tile, halo, 8)) > 1 for n in size), "the frame must be cut"
     np.testing.assert_allclose(cut.predict(windows), whole, rtol=0, atol=1e-5)

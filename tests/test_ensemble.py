@@ -13,7 +13,7 @@ from scipy.ndimage import convolve1d
 from small import model, noisy, scene
 
 import shine_em as shine
-from shine_em.ensemble import affordable, candidate_holes, choose
+from shine_em.ensemble import affordable, affordable_views, candidate_holes, choose
 from shine_em.error_matrix import ErrorMatrix
 from shine_em.job import history
 
@@ -99,6 +99,12 @@ def test_more_holes_where_there_is_time() -> None:
     assert affordable(**job, budget=150.0) == 3
     assert affordable(**job, budget=1200.0) == 5
     assert affordable(**job, budget=60.0, rest=15.0) == 1
+
+
+def test_more_mirrored_views_where_there_is_time() -> None:
+    assert affordable_views(20.0, budget=120.0) == 1
+    assert affordable_views(25.0, budget=300.0) == 2
+    assert affordable_views(25.0, budget=1200.0) == 4
 
 
 def row_noise(t: int = 12, size: int = 64) -> tuple[np.ndarray, np.ndarray]:

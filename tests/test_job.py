@@ -17,6 +17,7 @@ from shine_em.denoising import mean_tolerance
 from shine_em.ensemble import candidate_holes
 from shine_em.events import Event
 from shine_em.job import Interrupted, run
+from shine_em.pacing import Planner
 from shine_em.planning import Options, parse_duration
 
 
@@ -139,15 +140,15 @@ def test_interrupting_while_the_error_is_estimated_keeps_the_model() -> None:
     assert caught.value.model.state.step == 5
 
 
-def test_the_number_of_steps_is_fixed_early_and_kept() -> None:
+def test_the_number_of_steps_is_fixed_early_and_stored() -> None:
     seen: list[Event] = []
     result = shine.denoise(noisy(8, 32, 32), time_budget="20s", progress=seen.append)
     totals = [e.total for e in seen if e.stage == "training"]
     planned = next(t for t in totals if t)
     assert totals.index(planned) < max(20, 0.1 * planned)
-    assert set(totals[totals.index(planned) :]) == {planned}
-    assert result.model.state.settings.steps == planned
-    assert result.model.state.step <= planned
+    assert len(set(totals)) <= 2 + len(Planner.looks)  # a machine may turn out quicker or slower
+    assert result.model.state.settings.steps == totals[-1]
+    assert result.model.state.step <= totals[-1]
 
 
 def test_durations() -> None:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shine_em.compute import autocast
 from shine_em.errors import ShineError
 from shine_em.network import (
+    VIEWS,
     Donut,
     Hole,
     LeanNetwork,
@@ -56,12 +57,13 @@ def gradients(
     positions: Sequence[Position],
     hole: Hole,
     shift: int = 0,
+    views: int = 1,
 ) -> Tensor:
     """Return d output[positions[i]] / d window, ``(i, frames, h, w)``: one random window each."""
     generator = torch.Generator().manual_seed(11)
     shape = (len(positions), network.config.frames, *size)
     window = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    out = network(window, [hole], shift)[0]
+    out = network(window, [hole], shift, views)[0]
     sum(out[i, y, x] for i, (y, x) in enumerate(positions)).backward()
     assert window.grad is not None
     return window.grad
@@ -79,11 +81,12 @@ def assert_blind(
     positions: Sequence[Position],
     hole: Hole,
     shift: int = 0,
+    views: int = 1,
 ) -> None:
     config = network.config
     hidden = [i for i in range(config.frames) if i not in config.open_slots]
     influence = torch.zeros(config.frames, dtype=torch.float64)
-    grads = gradients(network, size, positions, hole, shift)
+    grads = gradients(network, size, positions, hole, shift, views)
     for grad, position in zip(grads, positions, strict=True):
         inside = in_hole(grad, position, hole)
         assert torch.count_nonzero(inside[hidden]) == 0, position  # exactly
@@ -107,6 +110,25 @@ def test_hidden_pixels_have_no_influence_at_all(kind: str, hole: Hole) -> None:
 def test_blind_at_every_alignment_to_the_pooling_grid(kind: str, hole: Hole) -> None:
     positions = [(6 + dy, 6 + dx) for dy in range(8) for dx in range(8)]
     assert_blind(make(kind, hole=hole), (20, 20), positions, hole)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("hole", [(1, 1), (3, 3), (5, 7)], ids=lambda h: f"{h[0]}x{h[1]}")
+def test_blind_in_mirrored_views_too(hole: Hole, shift: int) -> None:
+    positions = [(6 + d, 9 + 2 * d) for d in range(8)] + [(0, 0), (20, 26), (0, 13), (20, 1)]
+    assert_blind(make("lean", hole=hole), (21, 27), positions, hole, shift, views=len(VIEWS))
+
+
+def test_views_are_averaged_as_if_the_movie_had_been_mirrored() -> None:
+    network = make("lean")
+    window = torch.randn(2, 5, 24, 40, dtype=torch.float64)
+    with torch.inference_mode():
+        single = [network(window.flip(axes), HOLES).flip(axes) for axes in VIEWS]
+        for views in range(1, len(VIEWS) + 1):
+            mean = torch.stack(single[:views]).mean(0)
+            together = network(window, HOLES, views=views)
+            torch.testing.assert_close(together, mean, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(single[0], single[1])
 
 
 @pytest.mark.parametrize("size", [(17, 23), (61, 45)])

@@ -84,3 +84,25 @@ def test_a_resumed_run_counts_from_where_it_was(clock):
         if found is not None:
             break
     assert found == pytest.approx(500 + 0.92 * 600, abs=6)
+
+
+@pytest.mark.parametrize("later", [0.2, 0.5, 2.0, 3.0])
+@pytest.mark.parametrize("when", [20, 60])
+def test_a_machine_that_turns_out_quicker_or_slower_is_noticed(clock, later, when):
+    """Other work may end, or begin, after the first steps were timed."""
+    planner = Planner(60.0, 0.0, first=0)
+    step, steps = 0, None
+    while steps is None or step < steps:
+        clock.now += 0.1 if step < when else 0.1 * later
+        step += 1
+        steps = planner.steps(step)
+    assert 0.94 * 60 < clock.now <= 60
+
+
+def test_the_number_of_steps_changes_a_few_times_only(clock):
+    planner = Planner(60.0, 0.0, first=0)
+    plans = []
+    for step in range(1, 1000):
+        clock.now += 0.1 if step < 100 else 0.05 + 0.0001 * (step % 7)
+        plans.append(planner.steps(step))
+    assert 1 < len({p for p in plans if p}) <= 1 + len(Planner.looks)

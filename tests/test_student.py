@@ -264,6 +264,8 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     short = planned(few, 0.2)
     assert short.schooling is None
     assert "room for the blind-spot ensemble" in short.no_student
+    assert short.views == 1
+    assert planned(few, 0.02).views == 4  # mirrored views, where they take next to no time
     asked = planned(few, 0.2, student="always")
     assert asked.schooling is not None
     assert asked.schooling.ensemble_s is None
@@ -275,7 +277,7 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     assert "longer than it saves" in slow.no_student
     assert slow.holes == (slow.settings.hole,)
     assert slow.candidates == averaged_holes(slow.settings.hole)  # one of the two
-    assert slow.most_holes == 1
+    assert (slow.most_holes, slow.views) == (1, 1)
     assert not slow.with_filter
     timed.clear()
     planned(few, 2.0, student="never")
@@ -283,6 +285,7 @@ def test_a_long_movie_gets_a_student_and_a_short_one_does_not(
     long = planned(many, 0.2)
     assert long.schooling is not None
     assert long.schooling.ensemble_s is not None
+    assert long.views == 1
     assert planned(many, 0.2, student="never").schooling is None
 
 

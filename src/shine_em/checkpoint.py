@@ -20,7 +20,7 @@ from .drafts import refuse_existing, write_whole
 from .errors import ShineError
 from .linear import LinearPrediction
 from .movie import Movie
-from .network import Hole, NetworkConfig, build, check_hole
+from .network import VIEWS, Hole, NetworkConfig, build, check_hole
 from .patches import Normalisation
 from .student import Student
 from .training import TrainedState
@@ -57,6 +57,8 @@ class Model:
         it is what denoises then.
     linear
         The linear prediction that has a share in the mean, where it has one.
+    views
+        Mirrored views that each hole's prediction is averaged over (see `shine_em.network.VIEWS`).
     uncertainty
         What makes an uncertainty map of it, as `shine_em.uncertainty.Calibration.to_dict` gives it;
         None where none was asked for.
@@ -72,6 +74,7 @@ class Model:
     student: Student | None = None
     uncertainty: dict[str, Any] | None = None
     linear: LinearPrediction | None = None
+    views: int = 1
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -79,6 +82,8 @@ class Model:
             object.__setattr__(self, "weights", equal)
         if len(self.weights) != len(self.holes) or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"weights {self.weights} for the holes {self.holes}")
+        if not 1 <= self.views <= len(VIEWS):
+            raise ValueError(f"{self.views} mirrored views")
         if self.linear is not None and self.linear.weights.shape[1] != self.config.frames:
             raise ValueError("a linear prediction for windows of another length")
 
@@ -94,14 +99,15 @@ class Model:
 
     @property
     def averaged(self) -> str:
-        """What is averaged: "3x3 (0.60), 1x1 (0.35), linear filter (0.05)"."""
+        """What is averaged: "3x3 (0.60), 1x1 (0.35), linear filter (0.05), in 2 mirrored views"."""
         share = 0.0 if self.linear is None else self.linear.share
         holes = zip(self.holes, self.weights, strict=True)
         parts = {f"{m}x{n}": (1 - share) * w for (m, n), w in holes} | {"linear filter": share}
         named = [(name, w) for name, w in parts.items() if w > 0]
+        views = f", in {self.views} mirrored views" if self.views > 1 and share < 1 else ""
         if len(named) == 1:
-            return named[0][0]
-        return ", ".join(f"{name} ({w:.2f})" for name, w in named)
+            return named[0][0] + views
+        return ", ".join(f"{name} ({w:.2f})" for name, w in named) + views
 
     @property
     def blinded_lags(self) -> tuple[int, ...]:
@@ -145,6 +151,7 @@ class Model:
             "student": None if self.student is None else self.student.to_dict(),
             "uncertainty": self.uncertainty,
             "linear": None if self.linear is None else self.linear.to_dict(),
+            "views": self.views,
         }  # fmt: skip
         # Not `save_file`: it makes files that only their owner may read.
         content = save(tensors, {"shine": json.dumps(header, allow_nan=False)})
@@ -239,6 +246,7 @@ class Model:
             header.get("uncertainty"),
             None if linear is None
             else LinearPrediction.from_dict(linear, groups["linear"]["weights"]),
+            int(header.get("views", 1)),  # older files: one
         )  # fmt: skip
 
 

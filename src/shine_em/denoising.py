@@ -88,6 +88,8 @@ class Denoiser:
         Widest tile in pixels, halo included; None for a width that fits a laptop's memory.
     linear
         Whether the model's linear prediction takes part; by default where no holes are given.
+    views
+        Mirrored views to average over; the model's by default. A student has one.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Denoiser:
         weights: Sequence[float] | None = None,
         tile: int | None = None,
         linear: bool | None = None,
+        views: int | None = None,
     ) -> None:
         self.model = model
         self.device = torch.device(device)
@@ -109,6 +112,7 @@ class Denoiser:
         self.weights = list(weights or (equal if holes else model.weights))
         self.tile = tile or _TILE[model.config.kind]
         self.by_student = model.student is not None and not holes
+        self.views = views or model.views
         joins = linear if linear is not None else not holes and not self.by_student
         self.linear: LinearPrediction | None = model.linear if joins else None
         network: LeanNetwork | PaperNetwork | StudentNetwork
@@ -210,7 +214,7 @@ class Denoiser:
         with autocast(self.device, self.precision):
             if isinstance(self.network, StudentNetwork):
                 return self.network(window, shift)[None].float()
-            predicted = self.network(window, self.holes, shift)
+            predicted = self.network(window, self.holes, shift, self.views)
         predicted = predicted.float()
         if not each:
             weights = torch.tensor(self.weights, device=self.device).view(-1, 1, 1, 1)

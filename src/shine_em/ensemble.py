@@ -32,6 +32,7 @@ from .noise import NoiseStatistics
 __all__ = [
     "Ensemble",
     "affordable",
+    "affordable_views",
     "candidate_holes",
     "choose",
     "measure_ensemble",
@@ -40,6 +41,7 @@ __all__ = [
 
 CANDIDATES = 5
 PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
+_VIEWS_SHARE = 0.1  # of the whole time: as much may all mirrored views but the first take
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 
@@ -230,6 +232,23 @@ def affordable(
         if alone + (count - 1) * each + rest < share * budget:
             return count
     return 1
+
+
+def affordable_views(each: float, *, budget: float) -> int:
+    """Return how many mirrored views there is time to average over: 1, 2 or 4.
+
+    They are worth about as much wherever training ends: on simulated Au growth two are 0.14 dB and
+    four 0.22 dB closer to the truth than one (docs/benchmarks.md), as is a training half as long
+    again.
+
+    Parameters
+    ----------
+    each
+        Seconds that every further view takes.
+    budget
+        Seconds that the whole job may take.
+    """
+    return next((n for n in (4, 2) if (n - 1) * each < _VIEWS_SHARE * budget), 1)
 
 
 def _stationary(matrix: np.ndarray, face: Sequence[int]) -> np.ndarray | None:

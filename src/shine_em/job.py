@@ -416,6 +416,7 @@ def _fit(
             "device": str(device), "precision": precision,
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        views=plan.views,
     )  # fmt: skip
     stopped = state.stopped == "interrupted"
     with _rescued(model):

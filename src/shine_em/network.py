@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from .errors import ShineError
 
 __all__ = [
+    "VIEWS",
     "Hole",
     "LeanNetwork",
     "NetworkConfig",
@@ -43,6 +44,9 @@ __all__ = [
 
 Hole = tuple[int, int]  # rows × columns, odd
 LARGEST_HOLE = 15
+# Axes (rows, columns) along which a window may be seen mirrored. Training mirrors its crops, yet
+# the network's errors differ from one view to the next, and their mean has less of them.
+VIEWS: tuple[tuple[int, ...], ...] = ((), (-2, -1), (-1,), (-2,))
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,9 @@ class _Network(nn.Module):
     def _open_reach(self) -> int:
         return 0
 
-    def forward(self, window: Tensor, holes: Sequence[Hole], shift: int = 0) -> Tensor:
+    def forward(
+        self, window: Tensor, holes: Sequence[Hole], shift: int = 0, views: int = 1
+    ) -> Tensor:
         """Predict the centre frame once per hole.
 
         Parameters
@@ -196,6 +202,8 @@ class _Network(nn.Module):
             One or more ``(m, n)``.
         shift
             Neighbours out of place in time (see `Timeline.shift`).
+        views
+            Mirrored views of the window to average over: the first of `VIEWS`.
 
         Returns
         -------
@@ -209,7 +217,13 @@ class _Network(nn.Module):
         mask = torch.ones_like(window[:, :1])
         if any(pad):
             mask, window = F.pad(mask, pad), F.pad(window, pad)
-        out = self._predict(window, mask, [check_hole(h) for h in holes], shift)
+        checked = [check_hole(h) for h in holes]
+        out = self._predict(window, mask, checked, shift)
+        # Mirrored after padding, so that a tile's pooling grid stays the frame's.
+        for axes in VIEWS[1:views]:
+            seen = self._predict(window.flip(axes), mask.flip(axes), checked, shift)
+            out = _sum(out, seen.flip(axes))
+        out = out / views if views > 1 else out
         return out[..., :height, :width]
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:

@@ -36,7 +36,10 @@ class Interrupts:
 
 
 class Planner:
-    """Turns seconds into steps, once, from the speed of the first steps.
+    """Turns seconds into steps, from the speed of the first steps.
+
+    The number stands unless the machine turns out quicker or slower, which is looked at a few
+    times.
 
     Parameters
     ----------
@@ -50,29 +53,54 @@ class Planner:
 
     least, most = 8, 18  # steps that are timed,
     long_enough = 0.5  # and for at least so many seconds: a card's steps take milliseconds
+    looks = (0.125, 0.25, 0.5, 0.75, 0.9)  # fractions of the steps
+    tolerance = 0.02  # of the number, by which it may be off
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
         self.marks: list[float] = []
+        self.planned: int | None = None
+        self._looks = list(self.looks)
+        self._since = (first, started)  # step and time of the last plan
 
     def steps(self, step: int) -> int | None:
-        """Return the number of steps that fit, or None while the speed is being measured."""
-        self.marks.append(time.monotonic())
+        """Return the number of steps that fit, or None while the speed is being measured.
+
+        To be asked after each step; ``step`` is the number of those done.
+        """
         if self.seconds is None:
             return None
-        timing = self.marks[-1] - self.marks[0]
-        timed = len(self.marks) >= self.most and timing >= self.long_enough
-        return self.expected(step) if timed or timing > 0.1 * self.seconds else None
+        now = time.monotonic()
+        if self.planned is None:
+            self.marks.append(now)
+            timing = now - self.marks[0]
+            timed = len(self.marks) >= self.most and timing >= self.long_enough
+            if timed or timing > 0.1 * self.seconds:
+                self.planned = self.expected(step)
+                self._since = (step, now)
+        elif self._looks and step - self.first >= self._looks[0] * (self.planned - self.first):
+            self._looks.pop(0)
+            before, then = self._since
+            if step - before >= self.least:
+                # Validation is part of this pace, unlike of the first one.
+                steps = self._fitting(step, now, (now - then) / (step - before), kept=0.03)
+                if abs(steps - self.planned) > self.tolerance * (self.planned - self.first):
+                    self.planned = steps
+                self._since = (step, now)
+        return self.planned
 
     def expected(self, step: int) -> int | None:
-        """Return how many steps would fit at the speed so far; None before a few are timed."""
+        """Return how many steps would fit at the first ones' speed; None before some are timed."""
         if self.seconds is None or len(self.marks) < self.least:
             return None
         # The first steps are slower: memory and caches fill.
         pace = float(np.mean(np.diff(self.marks[len(self.marks) // 2 :])))
-        spent = self.marks[-1] - self.started
-        # 8 % is kept for validation and for a machine that slows down.
-        return step + max(0, int(0.92 * (self.seconds - spent) / pace))
+        # Something is kept for validation and for a machine that slows down.
+        return self._fitting(step, self.marks[-1], pace, kept=0.08)
+
+    def _fitting(self, step: int, now: float, pace: float, *, kept: float) -> int:
+        left = (self.seconds or 0.0) - (now - self.started)
+        return step + max(0, int((1 - kept) * left / pace))
 
     def left(self, step: int, steps: int | None) -> float:
         """Return the seconds that training will still take."""

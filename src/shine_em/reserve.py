@@ -10,7 +10,7 @@ from .checkpoint import Model
 from .denoising import Denoiser
 from .distillation import Schooling, passes
 from .doctor import Health
-from .ensemble import PAIR_SHARE, affordable, measuring_passes
+from .ensemble import PAIR_SHARE, affordable, affordable_views, measuring_passes
 from .errors import ShineError
 from .linear import blank, fit_passes
 from .movie import Movie
@@ -24,7 +24,7 @@ from .uncertainty import calibrating_frames, probing_s
 __all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
 
 # Wall time kept for the report and for closing the files.
-REPORT_S = 6.0
+REPORT_S = 4.0
 # Most of the time left that all but training may take.
 _MOST = 0.8
 # Share of the time budget for distilling a student, and its least and most seconds.
@@ -86,7 +86,7 @@ def reserve(
     # Timing takes time as well: what cannot fit is not timed.
     hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
     pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
-    may_distil = not plan.no_student and (pays or not hurried)
+    may_distil = not plan.no_student and pays
     several = plan.candidates or plan.holes
     timed = averaged_holes(plan.settings.hole) if hurried else several
     each = max(0.0, seconds(untrained, timed) - alone) / max(1, len(timed) - 1)
@@ -150,6 +150,10 @@ def reserve(
             tried = plan.weak and bool(few) and needed + trying < _MOST * (budget - spent)
             needed += trying if tried else 0.0
             plan = replace(plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried)
+        else:
+            view = frames * (alone + (count - 1) * each) + measuring * all_holes
+            plan = replace(plan, views=affordable_views(view, budget=budget))
+            needed += (plan.views - 1) * view
     return plan, needed
 
 

@@ -94,7 +94,8 @@ def train(
         The network and the recipe.
     seconds
         Wall time that training may take: fixes the number of steps, early, from the measured
-        speed (unless ``settings.steps`` is given), and stops training when it is used up.
+        speed (unless ``settings.steps`` is given; see `Planner`), and stops training when it is
+        used up.
     resume
         The state of an interrupted run of the same settings, to be continued.
     start_from
@@ -230,6 +231,7 @@ class _Trainer:
         kept = state.average or _copy(named)
         # In the order of `named`, and laid out alike.
         average = {k: torch.empty_like(p).copy_(kept[k]) for k, p in named.items()}
+        timed = steps is None
         planner = Planner(seconds, started, first=state.step)
         broken = 0
 
@@ -279,9 +281,9 @@ class _Trainer:
                         continue
                     _update_average(average, named, step, settings, steps or 1000)
                     state.recent.append(loss)
-                    if steps is None:
+                    if timed:
                         steps = planner.steps(step)
-                        if steps is not None:
+                        if steps != state.settings.steps:
                             state.settings = replace(settings, steps=steps)
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
@@ -296,7 +298,7 @@ class _Trainer:
                         )
                     if interrupts.asked:
                         return keep(step, "interrupted")
-                    if planner.out_of_time():
+                    if step != steps and planner.out_of_time():
                         return keep(step, "time used up")
             except KeyboardInterrupt:
                 return keep(step, "interrupted")

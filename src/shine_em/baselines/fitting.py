@@ -63,7 +63,7 @@ class CosinePace:
 
     def rate(self, step: int) -> float | None:
         """Return the learning rate of a step; None once steps or time are used up."""
-        if self.steps is None and step:
+        if self.seconds is not None and step:
             self.steps = self.planner.steps(step)
         if (self.steps is not None and step >= self.steps) or (step and self.planner.out_of_time()):
             return None
