@@ -41,7 +41,8 @@ __all__ = [
 
 CANDIDATES = 5
 PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
-_VIEWS_SHARE = 0.1  # of the whole time: as much may all mirrored views but the first take
+# Of the whole time, and of what is left for training: as much may all views but the first take.
+_VIEWS_SHARE, _VIEWS_OF_TRAINING = 0.1, 0.33
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 
@@ -234,7 +235,7 @@ def affordable(
     return 1
 
 
-def affordable_views(each: float, *, budget: float) -> int:
+def affordable_views(each: float, *, budget: float, training: float) -> int:
     """Return how many mirrored views there is time to average over: 1, 2 or 4.
 
     They are worth about as much wherever training ends: on simulated Au growth two are 0.14 dB and
@@ -245,10 +246,11 @@ def affordable_views(each: float, *, budget: float) -> int:
     ----------
     each
         Seconds that every further view takes.
-    budget
-        Seconds that the whole job may take.
+    budget, training
+        Seconds that the whole job may take, and that training would have with one view.
     """
-    return next((n for n in (4, 2) if (n - 1) * each < _VIEWS_SHARE * budget), 1)
+    most = min(_VIEWS_SHARE * budget, _VIEWS_OF_TRAINING * training)
+    return next((n for n in (4, 2) if (n - 1) * each < most), 1)
 
 
 def _stationary(matrix: np.ndarray, face: Sequence[int]) -> np.ndarray | None:

@@ -30,7 +30,7 @@ from .observing import Observations, Observer
 from .patches import Normalisation
 from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
-from .reserve import REPORT_S, distilling_s, duration_text, reserve
+from .reserve import REPORT_S, choosing_s, distilling_s, duration_text, reserve
 from .reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
@@ -361,8 +361,9 @@ def _fit(
     tell: Listener,
 ) -> tuple[Model, Plan]:
     """Train, within what the budget leaves beside inference."""
-    if resume is not None:
-        plan = replace(plan, candidates=holes_to_try(options, plan.settings))
+    if resume is not None:  # its time was planned before
+        candidates = holes_to_try(options, plan.settings)
+        plan = replace(plan, candidates=candidates, views=resume.views)
     weights, plan, origin = beginning(plan, options, model=start, resume=resume, name=movie.name)
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
@@ -377,6 +378,8 @@ def _fit(
     seconds = None
     if clock.budget is not None:
         kept = 1.0
+        if writing_s is None:
+            kept += choosing_s(movie, plan, options, device=device, precision=precision)
         if writing_s is None and options.student == "always" and not plan.no_student:
             making = distilling_s(clock.budget)
             plan, kept = replace(plan, schooling=Schooling(seconds=making)), kept + making

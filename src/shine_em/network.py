@@ -220,6 +220,8 @@ class _Network(nn.Module):
         checked = [check_hole(h) for h in holes]
         out = self._predict(window, mask, checked, shift)
         # Mirrored after padding, so that a tile's pooling grid stays the frame's.
+        if views > 1:  # summed up in full precision
+            out = out.to(torch.promote_types(out.dtype, torch.float32))
         for axes in VIEWS[1:views]:
             seen = self._predict(window.flip(axes), mask.flip(axes), checked, shift)
             out = _sum(out, seen.flip(axes))

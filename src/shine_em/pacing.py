@@ -53,8 +53,8 @@ class Planner:
 
     least, most = 8, 18  # steps that are timed,
     long_enough = 0.5  # and for at least so many seconds: a card's steps take milliseconds
-    looks = (0.125, 0.25, 0.5, 0.75, 0.9)  # fractions of the steps
-    tolerance = 0.02  # of the number, by which it may be off
+    looks = (0.125, 0.25, 0.5, 0.75, 0.9)  # fractions of the steps or the time, what comes first
+    tolerance = 0.02  # by which the number of steps that are left may be off
 
     def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
         self.seconds, self.started, self.first = seconds, started, first
@@ -78,13 +78,16 @@ class Planner:
             if timed or timing > 0.1 * self.seconds:
                 self.planned = self.expected(step)
                 self._since = (step, now)
-        elif self._looks and step - self.first >= self._looks[0] * (self.planned - self.first):
+        elif self._looks and self._looks[0] <= max(
+            (step - self.first) / max(1, self.planned - self.first),
+            (now - self.started) / max(1e-9, self.seconds),
+        ):
             self._looks.pop(0)
             before, then = self._since
             if step - before >= self.least:
                 # Validation is part of this pace, unlike of the first one.
                 steps = self._fitting(step, now, (now - then) / (step - before), kept=0.03)
-                if abs(steps - self.planned) > self.tolerance * (self.planned - self.first):
+                if abs(steps - self.planned) > self.tolerance * (self.planned - step):
                     self.planned = steps
                 self._since = (step, now)
         return self.planned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,14 @@ from .ensemble import PAIR_SHARE, affordable, affordable_views, measuring_passes
 from .errors import ShineError
 from .linear import blank, fit_passes
 from .movie import Movie
-from .network import NetworkConfig, build
+from .network import Hole, build
 from .patches import Normalisation
 from .planning import Options, Plan, averaged_holes
 from .student import Student, StudentNetwork
 from .training import TrainedState
 from .uncertainty import calibrating_frames, probing_s
 
-__all__ = ["REPORT_S", "distilling_s", "duration_text", "reserve"]
+__all__ = ["REPORT_S", "choosing_s", "distilling_s", "duration_text", "reserve"]
 
 # Wall time kept for the report and for closing the files.
 REPORT_S = 4.0
@@ -65,17 +66,8 @@ def reserve(
     ShineError
         If even the fastest way leaves too little time to train.
     """
-    untrained = Model(
-        TrainedState(plan.config, plan.settings, best=_fresh(plan.config)),
-        Normalisation.of(plan.health), plan.holes,
-    )  # fmt: skip
-
-    def seconds(model: Model, holes: Any = None, *, on: Any = device) -> float:
-        how = precision if on is device else "fp32"
-        denoiser = Denoiser(model, device=on, precision=how, holes=holes, tile=options.tile)
-        return _measure(denoiser, movie, plan.health)
-
-    alone = seconds(untrained, (plan.settings.hole,))
+    watch = _Stopwatch(movie, plan, options, device, precision)
+    alone = watch.holes((plan.settings.hole,))
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
         looked_at = calibrating_frames(movie)
@@ -88,17 +80,12 @@ def reserve(
     pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
     may_distil = not plan.no_student and pays
     several = plan.candidates or plan.holes
-    timed = averaged_holes(plan.settings.hole) if hurried else several
-    each = max(0.0, seconds(untrained, timed) - alone) / max(1, len(timed) - 1)
+    each = watch.further_hole(alone)
     all_holes = alone + (len(several) - 1) * each
     # The filter is measured anew for every movie, and may then be part of the mean.
     linear = fitting = 0.0
     if plan.candidates and (not hurried or may_distil or plan.weak):
-        filtering = replace(untrained, linear=blank(plan.config))
-        linear = seconds(filtering)
-        # It is measured on the CPU, whatever denoises.
-        on_cpu = linear if str(device) == "cpu" else seconds(filtering, on="cpu")
-        fitting = 1.1 * fit_passes(movie) * on_cpu
+        linear, fitting = watch.linear()
 
     rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
     first = frames * (alone + linear)
@@ -116,9 +103,7 @@ def reserve(
         needed = single
         said = "making it would take longer than it saves"
     if may_distil and (options.student == "always" or count == 1):
-        pupil = StudentNetwork(plan.config.frames)
-        fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
-        one_pass = seconds(replace(untrained, student=fresh))
+        one_pass = watch.student()
         lessons, judged = passes(movie, plan.config.frames)
         two = alone + each + linear  # an ensemble of two holes: there are always candidates
         distilling = distilling_s(budget) + 1.1 * lessons * two
@@ -152,15 +137,73 @@ def reserve(
             plan = replace(plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried)
         else:
             view = frames * (alone + (count - 1) * each) + measuring * all_holes
-            plan = replace(plan, views=affordable_views(view, budget=budget))
+            views = affordable_views(view, budget=budget, training=budget - spent - needed)
+            plan = replace(plan, views=views)
             needed += (plan.views - 1) * view
     return plan, needed
+
+
+def choosing_s(movie: Movie, plan: Plan, options: Options, *, device: Any, precision: str) -> float:
+    """Return the seconds that choosing the holes takes once the network is trained."""
+    if not plan.candidates:
+        return 0.0
+    watch = _Stopwatch(movie, plan, options, device, precision)
+    alone = watch.holes((plan.settings.hole,))
+    linear, fitting = watch.linear()
+    all_holes = alone + (len(plan.candidates) - 1) * watch.further_hole(alone)
+    return 1.1 * measuring_passes(movie) * (all_holes + linear) + fitting
 
 
 def distilling_s(budget: float) -> float:
     """Return the seconds that a student is trained for, its teacher's passes not included."""
     least, most = _DISTIL_S
     return min(most, max(least, _DISTIL_SHARE * budget))
+
+
+class _Stopwatch:
+    """Times passes over frames of the movie, of networks that have not been trained."""
+
+    def __init__(
+        self, movie: Movie, plan: Plan, options: Options, device: Any, precision: str
+    ) -> None:
+        self.movie, self.plan, self.options = movie, plan, options
+        self.device, self.precision = device, precision
+        self.model = Model(
+            TrainedState(plan.config, plan.settings, best=dict(build(plan.config).state_dict())),
+            Normalisation.of(plan.health), plan.holes,
+        )  # fmt: skip
+
+    def holes(self, holes: Sequence[Hole]) -> float:
+        """Return the seconds that a frame takes with some holes."""
+        return self._seconds(self.model, holes)
+
+    def further_hole(self, alone: float) -> float:
+        """Return the seconds that a frame takes longer with each hole after the first."""
+        pair = averaged_holes(self.plan.settings.hole) if self.plan.candidates else self.plan.holes
+        return max(0.0, self.holes(pair) - alone) / max(1, len(pair) - 1)
+
+    def linear(self) -> tuple[float, float]:
+        """Return the seconds per frame of the linear prediction, and those of measuring it."""
+        model = replace(self.model, linear=blank(self.plan.config))
+        seconds = self._seconds(model)
+        # It is measured on the CPU, whatever denoises.
+        on_cpu = seconds if str(self.device) == "cpu" else self._seconds(model, on_cpu=True)
+        return seconds, 1.1 * fit_passes(self.movie) * on_cpu
+
+    def student(self) -> float:
+        """Return the seconds that a frame takes a student."""
+        pupil = StudentNetwork(self.plan.config.frames)
+        fresh = Student(dict(pupil.state_dict()), pupil.frames, pupil.widths, 0, 0.0, 0, 0.0)
+        return self._seconds(replace(self.model, student=fresh))
+
+    def _seconds(
+        self, model: Model, holes: Sequence[Hole] | None = None, *, on_cpu: bool = False
+    ) -> float:
+        device, precision = ("cpu", "fp32") if on_cpu else (self.device, self.precision)
+        denoiser = Denoiser(
+            model, device=device, precision=precision, holes=holes, tile=self.options.tile
+        )
+        return _measure(denoiser, self.movie, self.plan.health)
 
 
 def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
@@ -174,10 +217,6 @@ def _measure(denoiser: Denoiser, movie: Movie, health: Health) -> float:
     for _ in denoiser.stream(movie, health, frames=frames):
         pass
     return (time.monotonic() - begun) / len(frames)
-
-
-def _fresh(config: NetworkConfig) -> dict[str, Any]:
-    return dict(build(config).state_dict())
 
 
 def duration_text(seconds: float) -> str:

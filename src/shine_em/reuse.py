@@ -85,10 +85,11 @@ def brightness_offset(
 
 
 def single_hole(movie: Movie, plan: Plan, model: Model, device: Any, precision: str) -> Model:
-    """Return the model with its first hole alone."""
+    """Return the model with its first hole alone, in one view."""
     model = replace(
-        model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, uncertainty=None
-    )
+        model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, uncertainty=None,
+        views=1,
+    )  # fmt: skip
     return replace(model, offset=brightness_offset(movie, plan.health, model, device, precision))
 
 
@@ -101,7 +102,8 @@ def applied(movie: Movie, plan: Plan, options: Options, model: Model) -> Model:
     normalisation = replace(model.normalisation, floor=here.floor, ceiling=here.ceiling)
     if normalisation != model.normalisation:
         model = replace(model, normalisation=normalisation)
-    if options.ensemble or (len(model.holes) == 1 and model.linear is None):
+    plain = len(model.holes) == 1 and model.linear is None and model.views == 1
+    if options.ensemble or plain:
         return model
     device = pick_device(options.device)
     return single_hole(movie, plan, model, device, pick_precision(device, options.precision))

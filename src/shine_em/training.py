@@ -236,7 +236,9 @@ class _Trainer:
         broken = 0
 
         def keep(step: int, stopped: str) -> TrainedState:
-            if step > state.step or not state.validation_loss:
+            judged = state.validation_loss[-1][0] if state.validation_loss else -1
+            # An interrupted run is judged where an uninterrupted one would be.
+            if step > state.step or judged < 0 or (stopped == "time used up" and judged < step):
                 self._judge(state, average or named, step)
             state.step, state.stopped = step, stopped
             state.seconds = before + time.monotonic() - started
