@@ -101,14 +101,17 @@ def test_a_resumed_run_goes_on_as_an_uninterrupted_one() -> None:
         assert a == pytest.approx(b, rel=5e-3)
 
 
+@pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-4), ("bf16", 0.02)])
-def test_tiles_equal_the_whole_frame_and_the_processor(precision: str, allowed: float) -> None:
+def test_tiles_equal_the_whole_frame_and_the_processor(
+    precision: str, allowed: float, views: int
+) -> None:
     raw = noisy(9, 200, 330)
     result = shine_em.denoise(raw, steps=20, device="cuda", precision=precision)
     movie, sigma = Movie.from_array(raw), result.noise.sigma
 
     def frames(**how: object) -> np.ndarray:
-        denoiser = Denoiser(result.model, **how)  # type: ignore[arg-type]
+        denoiser = Denoiser(result.model, views=views, **how)  # type: ignore[arg-type]
         found = denoiser.stream(movie, result.health)
         return np.stack([frame for _, _, frame in found])
 

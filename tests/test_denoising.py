@@ -138,7 +138,11 @@ def test_mirrored_views_are_as_blind() -> None:
 def test_blind_in_bf16() -> None:
     raw = noisy(5, 37, 45)
     trained = model(channels=16)
-    assert_blind(trained, raw, healthy(raw.shape), 2, corners_and_middle(37, 45), precision="bf16")
+    for views in (1, 4):
+        assert_blind(
+            trained, raw, healthy(raw.shape), 2, corners_and_middle(37, 45), precision="bf16",
+            views=views,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("t", [0, 1, 4, 8])

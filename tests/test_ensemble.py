@@ -103,7 +103,7 @@ def test_more_holes_where_there_is_time() -> None:
 
 def test_more_mirrored_views_where_there_is_time() -> None:
     assert affordable_views(20.0, budget=120.0, training=60.0) == 1
-    assert affordable_views(25.0, budget=300.0, training=220.0) == 2
+    assert affordable_views(40.0, budget=300.0, training=220.0) == 2
     assert affordable_views(25.0, budget=300.0, training=50.0) == 1
     assert affordable_views(25.0, budget=1200.0, training=1000.0) == 4
 

@@ -234,6 +234,9 @@ def test_an_interrupted_model_is_resumed_on_its_own_movie_only() -> None:
     np.testing.assert_array_equal(np.stack([out[t] for t in range(12)]), denoised(raw, steps=9))
     with pytest.raises(shine.ShineError, match="other pixels"):
         run(shine.Movie.from_array(raw[1:]), out.__setitem__, **how)
+    only_weights = replace(unfinished, state=replace(unfinished.state, current={}))
+    with pytest.raises(shine.ShineError, match="no training that could go on"):
+        run(shine.Movie.from_array(raw), out.__setitem__, options=Options(), resume=only_weights)
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])

@@ -26,7 +26,7 @@ from .student import Student
 from .training import TrainedState
 from .training_settings import TrainingSettings
 
-__all__ = ["Model", "input_hash", "versions"]
+__all__ = ["Model", "input_hash", "require_unfinished", "versions"]
 
 FORMAT = 1
 _HASH_BYTES = 1_000_000_000
@@ -193,7 +193,7 @@ class Model:
         try:
             model = cls._from(json.loads(text), tensors)
             if resuming:
-                _require_unfinished(model.state)
+                require_unfinished(model.state)
             return model
         except ShineError as error:
             raise ShineError(f"{path}: {error}") from None
@@ -250,8 +250,14 @@ class Model:
         )  # fmt: skip
 
 
-def _require_unfinished(state: TrainedState) -> None:
-    """Raise `ShineError` where a training cannot go on from this state."""
+def require_unfinished(state: TrainedState) -> None:
+    """Check that a training can go on from a state.
+
+    Raises
+    ------
+    ShineError
+        Where it holds weights only.
+    """
     shapes = {k: v.shape for k, v in state.best.items()}
     whole = all(
         {k: v.shape for k, v in kept.items()} == shapes for kept in (state.current, state.average)

@@ -42,7 +42,7 @@ __all__ = [
 CANDIDATES = 5
 PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
 # Of the whole time, and of what is left for training: as much may all views but the first take.
-_VIEWS_SHARE, _VIEWS_OF_TRAINING = 0.1, 0.33
+_VIEWS_SHARE, _VIEWS_OF_TRAINING = 0.15, 0.33
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 

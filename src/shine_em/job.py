@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .checkpoint import Model, input_hash, versions
+from .checkpoint import Model, input_hash, require_unfinished, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, halves_snr, keep_mean
 from .distillation import STEPS, Schooling, Verdict, denoised_by, graduate
@@ -362,6 +362,7 @@ def _fit(
 ) -> tuple[Model, Plan]:
     """Train, within what the budget leaves beside inference."""
     if resume is not None:  # its time was planned before
+        require_unfinished(resume.state)
         candidates = holes_to_try(options, plan.settings)
         plan = replace(plan, candidates=candidates, views=resume.views)
     weights, plan, origin = beginning(plan, options, model=start, resume=resume, name=movie.name)
