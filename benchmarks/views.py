@@ -32,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1500])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1000])
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
     a = parser.parse_args()
     if a.quick:
