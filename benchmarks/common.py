@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -66,6 +66,59 @@ def job_options(
     return a
 
 
+def scene_options(
+    about: str, *, scenes: Sequence[str], **lists: Sequence[int]
+) -> argparse.Namespace:
+    """Parse the options of a benchmark over small scenes; results are None with ``--quick``.
+
+    ``about`` is the script's docstring, ``scenes`` those by default, ``lists`` the whole numbers
+    that further options take several of, ``steps`` among them.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
+    parser.add_argument(
+        "--scenes", nargs="+", default=list(scenes), help="with options, or folders"
+    )
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--size", type=int, default=256)
+    for name, values in lists.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=list(values))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON")
+    a = parser.parse_args()
+    if a.quick:
+        a.scenes, a.frames, a.size, a.steps, a.results = a.scenes[:1], 12, 64, [4], None
+    return a
+
+
+def scene_folders(a: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield name and folder of each of ``a.scenes``, simulated for as long as it is in use."""
+    for scene in a.scenes:
+        if Path(scene).is_dir():
+            yield Path(scene).name, Path(scene)
+            continue
+        with tempfile.TemporaryDirectory(prefix="shine-scene-") as scratch:
+            simulate(Path(scratch), frames=a.frames, size=a.size, seed=3, scene=scene)
+            yield scene, Path(scratch)
+
+
+def trained(movie: Any, options: Any) -> tuple[Any, Any]:
+    """Train as a job of so many steps does; return its plan, and a model with the measured hole."""
+    from shine_em import Model
+    from shine_em.patches import Normalisation
+    from shine_em.planning import prepare
+    from shine_em.training import train
+    from shine_em.warm_start import beginning
+
+    plan = prepare(movie, options)
+    weights, plan, _ = beginning(plan, options, model=None, resume=None, name=movie.name)
+    normalisation = Normalisation.of(plan.health)
+    state = train(
+        movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
+        start_from=weights,
+    )  # fmt: skip
+    return plan, Model(state, normalisation, (plan.settings.hole,))
+
+
 def run(command: Sequence[str | Path]) -> Measured:
     """Run a command to its end; stop the benchmark where it fails."""
     begun = time.perf_counter()
@@ -83,12 +136,12 @@ def shine(*arguments: str | Path) -> Measured:
     return run([sys.executable, "-m", "shine_em.cli", *arguments])
 
 
-def simulate(folder: Path, *, frames: int, size: int, seed: int) -> None:
-    """Simulate Au growth into a folder: noisy.tif, truth.tif and more."""
+def simulate(folder: Path, *, frames: int, size: int, seed: int, scene: str = "au-growth") -> None:
+    """Simulate a scene, named with its options, into a folder: noisy.tif, truth.tif and more."""
     say(f"simulating {frames} frames of {size}×{size} ...")
     numbers = {"frames": frames, "size": size, "seed": seed}
     options = (f"--{name}={value}" for name, value in numbers.items())
-    shine("simulate", "au-growth", *options, "-o", folder)
+    shine("simulate", *scene.split(), *options, "-o", folder)
 
 
 def in_own_process(function: Callable[..., Any], **arguments: Any) -> tuple[Any, Measured]:

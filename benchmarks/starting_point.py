@@ -10,9 +10,7 @@ kind that the weights were taught on; of the others no seed is.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,13 @@ SCENES = ("au-growth", "au-growth --dose 1", "stem-mos2", "sparse-counting", "pt
 
 def main() -> None:
     """Run all trainings, one process per movie, print their table and write their numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
-    parser.add_argument(
-        "--scenes", nargs="+", default=list(SCENES), help="with options, or folders"
-    )
-    parser.add_argument("--frames", type=int, default=40)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, nargs="+", default=[60, 300])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
-    a = parser.parse_args()
-    if a.quick:
-        a.scenes, a.frames, a.size, a.steps, a.results = a.scenes[:1], 12, 64, [4], None
+    a = common.scene_options(__doc__, scenes=SCENES, steps=[60, 300], seeds=[0])
     described = common.machine()
     print(f"Machine: {common.machine_line(described)}\n", flush=True)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="shine-start-") as scratch:
-        for k, scene in enumerate(a.scenes):
-            folder = Path(scene)
-            if not folder.is_dir():
-                folder = Path(scratch) / str(k)
-                name, *options = scene.split()
-                size = ["--frames", str(a.frames), "--size", str(a.size), "--seed", "3", "-o"]
-                common.shine("simulate", name, *options, *size, folder, "--quiet")
-            found, _ = common.in_own_process(compare, folder=folder, steps=a.steps, seeds=a.seeds)
-            rows += [
-                {"scene": folder.name if Path(scene).is_dir() else scene, **row} for row in found
-            ]
+    for scene, folder in common.scene_folders(a):
+        found, _ = common.in_own_process(compare, folder=folder, steps=a.steps, seeds=a.seeds)
+        rows += [{"scene": scene, **row} for row in found]
     print(common.table(
         ["movie", "steps", "from random weights, dB", "from shipped weights, dB", "gain, dB"],
         [[r["scene"], r["steps"], *(Number(r[k], 2) for k in ("cold", "warm")),
@@ -68,26 +45,16 @@ def compare(*, folder: str, steps: list[int], seeds: list[int]) -> list[dict[str
     """Train both ways, return the affine PSNR of each number of steps, means over the seeds."""
     import numpy as np
 
-    from shine_em import Model, Options, read
+    from shine_em import Options, read
     from shine_em.denoising import Denoiser
-    from shine_em.patches import Normalisation
-    from shine_em.planning import prepare
-    from shine_em.training import train
-    from shine_em.warm_start import beginning
 
     movie, truth = read(Path(folder) / "noisy.tif"), read(Path(folder) / "truth.tif")
     frames = list(range(2, len(movie) - 2, 6))
 
     def quality(count: int, seed: int, *, warm: bool) -> float:
         options = Options(steps=count, seed=seed, from_scratch=not warm)
-        plan = prepare(movie, options)
-        weights, plan, _ = beginning(plan, options, model=None, resume=None, name=movie.name)
-        normalisation = Normalisation.of(plan.health)
-        state = train(
-            movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
-            start_from=weights,
-        )  # fmt: skip
-        denoiser = Denoiser(Model(state, normalisation, (plan.settings.hole,)))
+        plan, model = common.trained(movie, options)
+        denoiser = Denoiser(model)
         out = {t: x for t, _, x in denoiser.stream(movie, plan.health, frames=frames)}
         return common.quality(common.Frames(out), truth, frames)["psnr_affine"]
 

@@ -10,9 +10,7 @@ taking turns.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,33 +23,15 @@ COUNTS = (1, 2, 4)
 
 def main() -> None:
     """Train once per movie, in a process of its own, print the table and write its numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
-    parser.add_argument(
-        "--scenes", nargs="+", default=list(SCENES), help="with options, or folders"
-    )
-    parser.add_argument("--frames", type=int, default=40)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1000])
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
-    a = parser.parse_args()
-    if a.quick:
-        a.scenes, a.frames, a.size, a.steps, a.results = a.scenes[:1], 12, 64, [4], None
+    a = common.scene_options(__doc__, scenes=SCENES, steps=[1000])
     described = common.machine()
     print(f"Machine: {common.machine_line(described)}\n", flush=True)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="shine-views-") as scratch:
-        for k, scene in enumerate(a.scenes):
-            folder = Path(scene)
-            if not folder.is_dir():
-                folder = Path(scratch) / str(k)
-                name, *options = scene.split()
-                size = ["--frames", str(a.frames), "--size", str(a.size), "--seed", "3", "-o"]
-                common.shine("simulate", name, *options, *size, folder, "--quiet")
-            for steps in a.steps:
-                found, _ = common.in_own_process(compare, folder=folder, steps=steps)
-                rows.append({"scene": scene, "steps": steps, "views": found})
-                common.say(str(rows[-1]))
+    for scene, folder in common.scene_folders(a):
+        for steps in a.steps:
+            found, _ = common.in_own_process(compare, folder=folder, steps=steps)
+            rows.append({"scene": scene, "steps": steps, "views": found})
+            common.say(str(rows[-1]))
     print(common.table(
         ["movie", "steps", *(f"{n} views, dB" for n in COUNTS),
          *(f"{n} views, s per frame" for n in COUNTS)],
@@ -70,31 +50,21 @@ def compare(*, folder: str, steps: int) -> dict[str, dict[str, float]]:
     """Train, and return PSNR and seconds per frame by the number of views."""
     import numpy as np
 
-    from shine_em import Model, Options, read
+    from shine_em import Options, read
     from shine_em.compute import keep_freed_memory
     from shine_em.denoising import Denoiser
-    from shine_em.patches import Normalisation
-    from shine_em.planning import averaged_holes, prepare
-    from shine_em.training import train
-    from shine_em.warm_start import beginning
+    from shine_em.planning import averaged_holes
 
     movie, truth = read(Path(folder) / "noisy.tif"), read(Path(folder) / "truth.tif")
     keep_freed_memory()
     frames = list(range(2, len(movie) - 2, 3))
-    options = Options(steps=steps)
-    plan = prepare(movie, options)
-    weights, plan, _ = beginning(plan, options, model=None, resume=None, name=movie.name)
-    normalisation = Normalisation.of(plan.health)
-    state = train(
-        movie, plan.health, plan.config, plan.settings, normalisation=normalisation,
-        start_from=weights,
-    )  # fmt: skip
-    model = Model(state, normalisation, averaged_holes(plan.settings.hole))
+    plan, model = common.trained(movie, Options(steps=steps))
+    holes = averaged_holes(plan.settings.hole)
     taken: dict[int, list[float]] = {n: [] for n in COUNTS}
     found = {}
     for _ in range(3):
         for n in COUNTS:
-            denoiser = Denoiser(model, views=n)
+            denoiser = Denoiser(model, holes=holes, views=n)
             begun = time.perf_counter()
             out = {t: x for t, _, x in denoiser.stream(movie, plan.health, frames=frames)}
             taken[n].append((time.perf_counter() - begun) / len(frames))

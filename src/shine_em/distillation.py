@@ -402,8 +402,7 @@ def _train(
     network = StudentNetwork(frames).to(device, memory_format=memory)  # type: ignore[call-overload]
     named = dict(network.named_parameters())
     optimisers = make_optimisers(recipe.optimiser, named, _RATE)
-    timed = steps is None
-    planner = Planner(seconds if timed else None, time.monotonic(), first=0)
+    planner = Planner(None if steps else seconds, time.monotonic(), first=0, fixed=steps)
     step = 0
     while steps is None or step < steps:
         rate = learning_rate(_RATE, step, steps or 1000, warmup=recipe.warmup, decay=recipe.decay)
@@ -421,8 +420,7 @@ def _train(
         if not math.isfinite(value):
             raise ShineError("The student did not converge: use --student never.")
         step += 1
-        if timed:
-            steps = planner.steps(step)
+        steps = planner.steps(step)
         if progress is not None:
             progress(Progress(step, steps or 0, value, None, planner.left(step, steps)))
         if planner.out_of_time():

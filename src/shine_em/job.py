@@ -378,13 +378,12 @@ def _fit(
         )
     seconds = None
     if clock.budget is not None:
-        kept = 1.0
         if writing_s is None:
-            kept += choosing_s(movie, plan, options, device=device, precision=precision)
-        if writing_s is None and options.student == "always" and not plan.no_student:
-            making = distilling_s(clock.budget)
-            plan, kept = replace(plan, schooling=Schooling(seconds=making)), kept + making
-        if writing_s is not None:
+            kept = 1.0 + choosing_s(movie, plan, options, device=device, precision=precision)
+            if options.student == "always" and not plan.no_student:
+                making = distilling_s(clock.budget)
+                plan, kept = replace(plan, schooling=Schooling(seconds=making)), kept + making
+        else:
             plan, kept = reserve(
                 movie, plan, options, budget=clock.budget, spent=clock.spent(), device=device,
                 precision=precision, writing_s=writing_s,

@@ -219,13 +219,14 @@ class _Network(nn.Module):
             mask, window = F.pad(mask, pad), F.pad(window, pad)
         checked = [check_hole(h) for h in holes]
         out = self._predict(window, mask, checked, shift)
-        # Mirrored after padding, so that a tile's pooling grid stays the frame's.
-        if views > 1:  # summed up in full precision
+        if views > 1:
+            # Mirrored after padding, so that a tile's pooling grid stays the frame's; summed up in
+            # full precision.
             out = out.to(torch.promote_types(out.dtype, torch.float32))
-        for axes in VIEWS[1:views]:
-            seen = self._predict(window.flip(axes), mask.flip(axes), checked, shift)
-            out = _sum(out, seen.flip(axes))
-        out = out / views if views > 1 else out
+            for axes in VIEWS[1:views]:
+                seen = self._predict(window.flip(axes), mask.flip(axes), checked, shift)
+                out = _sum(out, seen.flip(axes))
+            out = out / views
         return out[..., :height, :width]
 
     def _predict(self, window: Tensor, mask: Tensor, holes: list[Hole], shift: int) -> Tensor:

@@ -49,6 +49,8 @@ class Planner:
         `time.monotonic` when it began.
     first
         Step that it began with.
+    fixed
+        The number of steps, where it is given: then nothing is planned.
     """
 
     least, most = 8, 18  # steps that are timed,
@@ -56,9 +58,12 @@ class Planner:
     looks = (0.125, 0.25, 0.5, 0.75, 0.9)  # fractions of the steps or the time, what comes first
     tolerance = 0.02  # by which the number of steps that are left may be off
 
-    def __init__(self, seconds: float | None, started: float, *, first: int) -> None:
+    def __init__(
+        self, seconds: float | None, started: float, *, first: int, fixed: int | None = None
+    ) -> None:
         self.seconds, self.started, self.first = seconds, started, first
         self.marks: list[float] = []
+        self.fixed = fixed
         self.planned: int | None = None
         self._looks = list(self.looks)
         self._since = (first, started)  # step and time of the last plan
@@ -68,8 +73,8 @@ class Planner:
 
         To be asked after each step; ``step`` is the number of those done.
         """
-        if self.seconds is None:
-            return None
+        if self.fixed is not None or self.seconds is None:
+            return self.fixed
         now = time.monotonic()
         if self.planned is None:
             self.marks.append(now)

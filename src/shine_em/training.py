@@ -231,8 +231,7 @@ class _Trainer:
         kept = state.average or _copy(named)
         # In the order of `named`, and laid out alike.
         average = {k: torch.empty_like(p).copy_(kept[k]) for k, p in named.items()}
-        timed = steps is None
-        planner = Planner(seconds, started, first=state.step)
+        planner = Planner(seconds, started, first=state.step, fixed=steps)
         broken = 0
 
         def keep(step: int, stopped: str) -> TrainedState:
@@ -283,10 +282,9 @@ class _Trainer:
                         continue
                     _update_average(average, named, step, settings, steps or 1000)
                     state.recent.append(loss)
-                    if timed:
-                        steps = planner.steps(step)
-                        if steps != state.settings.steps:
-                            state.settings = replace(settings, steps=steps)
+                    steps = planner.steps(step)
+                    if steps != state.settings.steps:
+                        state.settings = replace(settings, steps=steps)
                     validation = None
                     every = max(1, round(settings.validate_every * steps)) if steps else 0
                     if every and (step % every == 0 or step == steps):

@@ -59,11 +59,11 @@ class CosinePace:
         self.peak = peak
         self.steps = steps if seconds is None else None
         self.seconds, self.started = seconds, time.monotonic()
-        self.planner = Planner(seconds, self.started, first=0)
+        self.planner = Planner(seconds, self.started, first=0, fixed=self.steps)
 
     def rate(self, step: int) -> float | None:
         """Return the learning rate of a step; None once steps or time are used up."""
-        if self.seconds is not None and step:
+        if step:
             self.steps = self.planner.steps(step)
         if (self.steps is not None and step >= self.steps) or (step and self.planner.out_of_time()):
             return None

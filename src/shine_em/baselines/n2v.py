@@ -324,8 +324,7 @@ def fit(
     )  # fmt: skip
     checked = cut(held_out, np.zeros(len(held_out), int))
     checked_masks = mask_pixels(checked, hole, generator)
-    timed = steps is None
-    planner = Planner(seconds, started, first=0)
+    planner = Planner(seconds, started, first=0, fixed=steps)
     best: dict[str, Tensor] = {}
     lowest = math.inf
     while steps is None or fitted.steps < steps:
@@ -334,8 +333,7 @@ def fit(
         loss.backward()
         optimiser.step()
         fitted.steps += 1
-        if timed:
-            steps = planner.steps(fitted.steps)
+        steps = planner.steps(fitted.steps)
         late = planner.out_of_time()
         epoch = max(10, (steps or 0) // _EPOCHS)
         if late or (steps and (fitted.steps % epoch == 0 or fitted.steps >= steps)):
