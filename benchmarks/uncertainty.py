@@ -1,4 +1,4 @@
-"""Does the uncertainty map hold? Shares of the pixels within 0.95 and 2.1 errors of the truth.
+"""Does the uncertainty map hold? Shares of the pixels within 0.9 and 2.0 errors of the truth.
 
 python benchmarks/uncertainty.py            # seven movies of 24 frames of 192×192
 python benchmarks/uncertainty.py --quick    # does it run? no result
@@ -86,7 +86,7 @@ def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dic
     -------
     dict
         ``regions``: by name the share of the ``pixels``, the shares ``within_68`` and ``within_95``
-        of 0.95 and 2.1 standard errors, and the ``ratio`` of the root-mean-square error to that of
+        of 0.9 and 2.0 standard errors, and the ``ratio`` of the root-mean-square error to that of
         the map (None where a region has no pixel).
     """
     import numpy as np
@@ -119,7 +119,6 @@ def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dic
         "movie": name,
         "seed": seed,
         "regions": regions,
-        "calibration": result.model.uncertainty,
         "warned": any("uncertainty map" in w for w in result.warnings),
         "linear_share": 0.0 if result.model.linear is None else result.model.linear.share,
     }

@@ -17,7 +17,7 @@ from shine_em.movie import Movie
 from shine_em.noise import NoiseStatistics, noise_statistics
 from shine_em.observing import Observer
 from shine_em.report import ReportData, methods_text, write_report
-from shine_em.report_uncertainty import UncertaintyPicture, uncertainty_text
+from shine_em.report_uncertainty import UncertaintyPicture
 
 HOSTILE = "<script>alert('x')</script> & \"movie\" {{ 7*7 }} </title>"
 TRAINING = {
@@ -485,14 +485,14 @@ def test_uncalibrated_movies_have_a_bar_in_pixels(browser, data, tmp_path) -> No
 def test_the_uncertainty_map_is_shown_where_it_was_asked_for(data, page_path, browser, tmp_path):
     frame = data.observations.denoised[3].astype(float)
     error = 1 + np.indices(frame.shape)[1] / 10
-    picture = UncertaintyPicture(3, frame, error, "counts", doubtful=True)
+    picture = UncertaintyPicture(3, frame, error, "counts")
     path = write_report(tmp_path / "r.html", replace(data, uncertainty=picture))
     opened = browser.new_page()
     opened.goto(path.as_uri())
     section = opened.locator("#uncertainty")
     words = section.inner_text()
     assert "frame 3" in words
-    assert "residual hardly says" in words
+    assert "± 0.9 and 95 within ± 2" in words
     drawn = section.locator("svg").inner_html()
     assert drawn.count("<image") == 4  # two pictures and their colour bars
     assert "± / counts" in section.locator("svg").text_content()
@@ -500,4 +500,3 @@ def test_the_uncertainty_map_is_shown_where_it_was_asked_for(data, page_path, br
     assert box["width"] > 300
     opened.close()
     assert 'id="uncertainty"' not in page_path.read_text("utf-8")
-    assert "limit" not in uncertainty_text(replace(picture, doubtful=False))

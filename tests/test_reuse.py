@@ -40,11 +40,9 @@ def test_the_brightness_offset_counts_what_is_there_already() -> None:
     assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
-def test_a_model_without_its_ensemble_says_so_and_loses_what_was_calibrated_for_it() -> None:
+def test_a_model_without_its_ensemble_says_so() -> None:
     movie = Movie.from_array(noisy())
-    trained = replace(
-        model(holes=((3, 3), (1, 1))), uncertainty={"constant": 1.0}, weights=(0.5, 0.5), views=2
-    )
+    trained = replace(model(holes=((3, 3), (1, 1))), weights=(0.5, 0.5), views=2)
     assert trained.averaged == "3x3 (0.50), 1x1 (0.50), in 2 mirrored views"
     plan = prepare(movie, Options(ensemble=False), model=trained)
     used = applied(movie, plan, Options(ensemble=False), trained)
@@ -53,7 +51,6 @@ def test_a_model_without_its_ensemble_says_so_and_loses_what_was_calibrated_for_
     assert used.averaged == "3x3"  # in one view
     alike = applied(movie, plan, Options(ensemble=False), replace(used, views=2))
     assert alike.views == 1
-    assert used.uncertainty is None
     bare = replace(used, offset=0.0)
     measured = brightness_offset(movie, plan.health, bare, "cpu", "fp32")
     assert used.offset == pytest.approx(measured, abs=1e-5)

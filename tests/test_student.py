@@ -17,7 +17,7 @@ import shine_em as shine
 from shine_em import reserve as reserving
 from shine_em.checkpoint import Model
 from shine_em.denoising import Denoiser
-from shine_em.distillation import Schooling, Verdict, distil, graduate, judge, lesson_count
+from shine_em.distillation import Schooling, distil, graduate, judge, lesson_count
 from shine_em.doctor import check
 from shine_em.error_estimate import ErrorEstimator
 from shine_em.errors import ShineError
@@ -219,22 +219,6 @@ def test_a_saved_student_denoises_bit_for_bit_the_same(tmp_path: Path) -> None:
     path = replace(trained, student=broken).save(tmp_path / "broken.safetensors")
     with pytest.raises(ShineError, match=r"broken.*student"):
         Model.load(path)
-
-
-@pytest.mark.parametrize("had", [True, False])
-@pytest.mark.parametrize("kept", [True, False])
-def test_an_uncertainty_map_is_that_of_what_denoises(
-    taught: tuple[Movie, Plan, Model, Student],
-    monkeypatch: pytest.MonkeyPatch,
-    had: bool,
-    kept: bool,
-) -> None:
-    movie, plan, trained, student = taught
-    before = replace(trained, student=student if had else None, uncertainty={"factor": 1.0})
-    monkeypatch.setattr(Verdict, "kept", kept)
-    after, _ = graduate(movie, plan.health, plan.noise, before, Schooling(steps=2))
-    assert (after.student is not None) == kept
-    assert after.uncertainty == (before.uncertainty if had == kept else None)
 
 
 def test_a_long_movie_gets_a_student_and_a_short_one_does_not(

@@ -1,4 +1,4 @@
-"""The standard error map: calibrated, whole, and beside the movie."""
+"""The standard error map: as large as the errors, whole, and beside the movie."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,23 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from shine_em import Movie, ShineError, denoise, read
 from shine_em.checkpoint import Model
 from shine_em.doctor import Health
 from shine_em.files import Outputs, denoise_file
-from shine_em.noise import noise_statistics
-from shine_em.noise_probe import NoiseProbe, look
+from shine_em.noise import NoiseStatistics, noise_statistics
+from shine_em.noise_synthesis import SyntheticNoise
 from shine_em.patches import Normalisation
 from shine_em.planning import Options
-from shine_em.uncertainty import (
-    Calibration,
-    ErrorMaps,
-    _where,
-    calibrate,
-    uncertainty_warnings,
-)
+from shine_em.simulate import SCENES
+from shine_em.uncertainty import WITHIN_68, WITHIN_95, ErrorMaps, _Renewed, error_map
 
 SIGMA, WIDTH = 10.0, 1.2
 
@@ -31,19 +28,24 @@ SIGMA, WIDTH = 10.0, 1.2
 class Blur:
     """A denoiser whose errors are known by theory: a Gaussian filter."""
 
-    model = SimpleNamespace(normalisation=Normalisation(100.0, 15.0))
+    model = SimpleNamespace(
+        normalisation=Normalisation(100.0, 15.0), config=SimpleNamespace(frames=1)
+    )
+
+    def __init__(self, width: float = WIDTH) -> None:
+        self.width = width
 
     def stream(
-        self, movie: Movie, health: Health, *, frames: Sequence[int]
+        self, movie: Movie, health: Health, *, frames: Sequence[int] | None = None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for t in frames:
+        for t in range(len(movie)) if frames is None else frames:
             raw = movie.frame(t)
-            smooth = ndimage.gaussian_filter(raw.astype(float), WIDTH, mode="nearest")
+            smooth = ndimage.gaussian_filter(raw.astype(float), self.width, mode="nearest")
             yield t, raw, smooth.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def swaying():
+def swaying() -> tuple[Movie, np.ndarray, Health, NoiseStatistics]:
     """Return movie, truth, health, noise; discs that sway over a ground."""
     y, x = np.indices((128, 128))
     truth = np.full((16, 128, 128), 100.0)
@@ -57,122 +59,145 @@ def swaying():
     return movie, truth, health, noise
 
 
-@pytest.fixture(scope="module")
-def blurred(swaying):
-    """Return truth, denoised, standard error, calibration."""
+def looked_at(
+    denoiser: Blur, movie: Movie, health: Health, noise: NoiseStatistics
+) -> tuple[np.ndarray, np.ndarray, ErrorMaps]:
+    """Return the denoised movie, its standard errors, and what made them."""
+    denoised, errors = np.empty(movie.shape), np.empty(movie.shape)
+    maps = ErrorMaps(denoiser, movie, health, noise)  # type: ignore[arg-type]
+    for t, raw, frame in maps.stream(errors.__setitem__):
+        np.testing.assert_array_equal(raw, movie.frame(t))
+        denoised[t] = frame
+    return denoised, errors, maps
+
+
+@pytest.mark.parametrize("width", [0.8, 1.2])
+def test_in_flat_regions_it_is_the_noise_that_comes_through(swaying, width):
     movie, truth, health, noise = swaying
-    found = calibrate(Blur(), movie, health, noise)
-    frames = list(ErrorMaps(Blur(), movie, health, noise, found).stream())
-    return truth, np.stack([f[2] for f in frames]), np.stack([f[3] for f in frames]), found
-
-
-def test_far_from_structure_it_is_the_noise_that_comes_through(blurred):
-    truth, denoised, error, _ = blurred
-    flat = ndimage.maximum_filter(truth, (1, 21, 21)) - ndimage.minimum_filter(truth, (1, 21, 21))
+    denoised, error, maps = looked_at(Blur(width), movie, health, noise)
+    flat = ndimage.maximum_filter(truth, (1, 25, 25)) - ndimage.minimum_filter(truth, (1, 25, 25))
     flat = flat < 0.1
-    through = SIGMA / (2 * np.sqrt(np.pi) * WIDTH)  # of white noise, by the filter's energy
+    through = SIGMA / (2 * np.sqrt(np.pi) * width)  # of white noise, by the filter's energy
     assert np.sqrt((error[flat] ** 2).mean()) == pytest.approx(through, rel=0.15)
-    z = (denoised - truth)[flat] / error[flat]
-    assert (np.abs(z) < 1).mean() == pytest.approx(0.68, abs=0.05)
-    assert (np.abs(z) < 1.96).mean() == pytest.approx(0.95, abs=0.025)
+    z = np.abs(denoised - truth)[flat] / error[flat]
+    assert (z < WITHIN_68).mean() == pytest.approx(0.61, abs=0.05)
+    assert (z < WITHIN_95).mean() == pytest.approx(0.93, abs=0.025)
+    assert maps.warnings() == ()
 
 
-def test_at_edges_it_holds_the_blur_as_well(blurred):
-    truth, denoised, error, found = blurred
+def test_at_edges_it_holds_the_blur_as_well(swaying):
+    movie, truth, health, noise = swaying
+    denoised, error, _ = looked_at(Blur(), movie, health, noise)
     steep = np.hypot(*np.gradient(truth, axis=(1, 2))) > 9
     off = np.sqrt(((denoised - truth)[steep] ** 2).mean())
     through = SIGMA / (2 * np.sqrt(np.pi) * WIDTH)
-    assert off > 1.15 * through  # the blur is there to be found
-    assert np.sqrt((error[steep] ** 2).mean()) == pytest.approx(off, rel=0.15)
-    assert found.residual_error < found.constant
+    assert off > 2 * through  # the blur is there to be found
+    assert 0.8 * off < np.sqrt((error[steep] ** 2).mean()) < 1.4 * off
 
 
-def test_where_the_picture_drifts_its_edges_are_where_they_are(swaying):
-    """The frames beside, from which the slope is taken, are displaced by the drift."""
-    movie, _, health, noise = swaying
-    frame = movie.frame(8).astype(np.float32)
-    path = np.outer(np.arange(16) - 8, (7.0, -5.0))  # at rest in frame 8
-    drifting = Movie.from_array(
-        np.stack([np.roll(frame, tuple(p.astype(int)), (0, 1)) for p in path])
+@pytest.mark.parametrize("scene", ["au-growth", "stem-mos2"])
+def test_errors_of_a_trained_network_lie_within_it(scene):
+    """68 ± 8 and 95 ± 4 of 100 pixels after so short a training; docs/uncertainty.md has more."""
+    made = SCENES[scene](frames=16, size=128, seed=4)
+    result = denoise(made.noisy, steps=90, uncertainty=True, student="never")
+    assert result.uncertainty is not None
+    off = np.abs(np.asarray(result.movie.data) - np.asarray(made.truth.data))
+    z = off / np.asarray(result.uncertainty.data)
+    assert (z < WITHIN_68).mean() == pytest.approx(0.68, abs=0.08)
+    assert (z < WITHIN_95).mean() == pytest.approx(0.95, abs=0.04)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(-1e3, 1e3), st.sampled_from([(1, 7), (16, 16), (9, 33)]))
+@settings(max_examples=30, deadline=None)
+def test_it_has_the_movies_units(scale, offset, shape):
+    rng = np.random.default_rng(2)
+    frame, off = rng.normal(size=(2, *shape))
+    plain = error_map(frame, off, 3.0)
+    np.testing.assert_allclose(
+        error_map(scale * frame + offset * scale, scale * off, 3.0 * scale),
+        scale * plain,
+        rtol=1e-4,
     )
-    still = Movie.from_array(np.stack([frame] * 16))
-    seen = []
-    for m, p in ((still, None), (drifting, path)):
-        checked = replace(health, path=p)
-        probe = NoiseProbe(m, checked, noise, Blur.model.normalisation, 0)
-        seen.append(list(look(Blur(), m, checked, probe, range(7, 10)))[1])
-    there, here = (_where(s, 1.0)[1] for s in seen)
-    inside = slice(40, -40)  # the surroundings count a little
-    np.testing.assert_allclose(here[inside, inside], there[inside, inside], rtol=0.01, atol=1e-3)
+    assert plain.shape == shape
+    assert (plain > 0).all()
 
 
 def test_noise_that_is_not_the_measured_one_is_told(swaying):
     movie, _, health, noise = swaying
-    weaker = replace(
-        noise, sigma=noise.sigma / 3, mean_variance=replace(noise.mean_variance, reliable=False)
-    )
-    assert calibrate(Blur(), movie, health, weaker).doubtful
+    for wrong in (noise.sigma / 3, noise.sigma * 3):
+        curve = replace(noise.mean_variance, reliable=False)
+        told = replace(noise, sigma=wrong, mean_variance=curve)
+        assert "far too narrow" in looked_at(Blur(), movie, health, told)[2].warnings()[0]
 
 
-def test_calibration_survives_being_written(blurred):
-    found = blurred[3]
-    assert Calibration.from_dict(found.to_dict()) == found
+def test_a_picture_too_weak_to_be_seen_is_told():
+    raw = 100 + SIGMA * np.random.default_rng(3).normal(size=(8, 96, 96))
+    movie = Movie.from_array(raw.astype(np.float32))
+    noise = noise_statistics(movie)
+    maps = [
+        looked_at(Blur(width), movie, small.health(raw.shape, location=100, scale=15), noise)[2]
+        for width in (12.0, 1.2)
+    ]
+    assert [m.doubtful for m in maps] == [True, False]
 
 
-def test_a_residual_that_says_little_is_told(blurred):
-    told = []
-    for error in (1.0, 10.0):
-        found = replace(blurred[3], constant=1.0, residual_error=error)
-        told.append(bool(uncertainty_warnings(SimpleNamespace(uncertainty=found.to_dict()))))
-    assert told == [False, True]
-    assert uncertainty_warnings(SimpleNamespace(uncertainty=None)) == ()
-
-
-@pytest.mark.parametrize("error", [0.98, 1.02])
-def test_it_holds_when_the_noise_level_is_a_little_off(swaying, blurred, error):
-    """A wrong noise level must not pass for an error of the denoiser, nor hide one."""
+def test_frames_are_the_same_in_whatever_order_they_are_asked_for(swaying):
     movie, _, health, noise = swaying
-    curve = noise.mean_variance
-    wrong = replace(
-        noise,
-        sigma=noise.sigma * np.sqrt(error),
-        mean_variance=replace(curve, gain=curve.gain * error, offset=curve.offset * error),
-    )
-    found = calibrate(Blur(), movie, health, wrong)
-    # The error goes as the root: by half of that.
-    assert found.constant == pytest.approx(blurred[3].constant, rel=0.15)
+
+    def renewed() -> _Renewed:
+        return _Renewed(Blur(), movie, health, noise, 0)  # type: ignore[arg-type]
+
+    one, two = renewed(), renewed()
+    forward = [one[t] for t in range(len(movie))]
+    backward = [two[t] for t in reversed(range(len(movie)))][::-1]
+    np.testing.assert_array_equal(forward, backward)
 
 
-@pytest.mark.parametrize("factor", [0.7, 1.4])
-def test_it_holds_when_the_gain_is_far_off(swaying, blurred, factor):
-    """As over lattices that move, whose changes pass for the noise of bright pixels."""
+def test_blank_frames_have_none(swaying):
     movie, _, health, noise = swaying
-    gain = (factor - 1) * SIGMA**2 / 50  # of a noise that has none: so much over 50 of signal
-    curve = replace(noise.mean_variance, gain=gain, offset=SIGMA**2 - 100 * gain, reliable=True)
-    found = calibrate(Blur(), movie, health, replace(noise, mean_variance=curve))
-    assert found.constant == pytest.approx(blurred[3].constant, rel=0.3)
+    blank = np.arange(len(movie)) == 5
+    _, error, _ = looked_at(Blur(), movie, replace(health, blank=blank), noise)
+    np.testing.assert_array_equal(np.isnan(error).all(axis=(1, 2)), blank)
+    np.testing.assert_array_equal(np.isnan(error).any(axis=(1, 2)), blank)
 
 
-def test_a_movie_too_small_to_calibrate_is_refused():
-    movie = Movie.from_array(100 + np.random.default_rng(0).normal(size=(4, 32, 32)))
-    noise = noise_statistics(Movie.from_array(np.random.default_rng(0).normal(size=(8, 64, 64))))
-    with pytest.raises(ShineError, match="10,000 pixels"):
-        calibrate(Blur(), movie, small.health((4, 32, 32)), noise)
+def test_synthetic_noise_is_like_the_measured_one():
+    rng = np.random.default_rng(5)
+    white = rng.normal(size=(40, 96, 96))
+    white = white + 0.6 * np.roll(white, 1, axis=2)  # along the lines
+    white[1:] += 0.5 * white[:-1]  # and in time
+    noise = noise_statistics(Movie.from_array((500 + 7 * white).astype(np.float32)))
+    made = SyntheticNoise(noise, (96, 96), 0)
+    level = np.full((96, 96), 500.0)
+    np.testing.assert_array_equal(made(3, level), made(3, level))
+    assert (made(3, level) != SyntheticNoise(noise, (96, 96), 1)(3, level)).any()
+    frames = np.stack([made(t, level) for t in range(40)])
+    real = 7 * white
+
+    def lag(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a * b).mean() / np.sqrt((a**2).mean() * (b**2).mean()))
+
+    assert frames.std() == pytest.approx(real.std(), rel=0.05)
+    for a, b in (
+        (np.s_[:, :, 1:], np.s_[:, :, :-1]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+        (np.s_[1:], np.s_[:-1]),
+    ):
+        assert lag(frames[a], frames[b]) == pytest.approx(lag(real[a], real[b]), abs=0.05)
 
 
-def test_without_noise_there_is_no_uncertainty():
-    movie = Movie.from_array(np.ones((8, 64, 64), np.float32))
-    noise = replace(noise_statistics(movie), sigma=0.0)
+def test_without_noise_there_is_no_uncertainty(swaying):
+    movie, _, health, noise = swaying
     with pytest.raises(ShineError, match="no noise could be measured"):
-        calibrate(Blur(), movie, small.health((8, 64, 64)), noise)
+        ErrorMaps(Blur(), movie, health, replace(noise, sigma=0.0))  # type: ignore[arg-type]
 
 
-def test_the_map_lies_beside_the_movie_and_the_model_keeps_its_calibration(tmp_path):
+def test_the_map_lies_beside_the_movie_and_a_model_used_again_gives_the_same(tmp_path):
     movie = Movie.from_array(small.noisy(12, 48, 48), pixel_size_nm=0.1)
     first = Outputs.beside(tmp_path / "m.tif", report=False, model=True, uncertainty=True)
     assert first.uncertainty == tmp_path / "m_uncertainty.tif"
     options = Options(steps=8, student="never")
-    done = denoise_file(movie, first, options=options)
+    denoise_file(movie, first, options=options)
     written = read(first.uncertainty)
     assert written.shape == movie.shape
     assert written.dtype == np.float32
@@ -181,9 +206,8 @@ def test_the_map_lies_beside_the_movie_and_the_model_keeps_its_calibration(tmp_p
     with pytest.raises(ShineError, match="exists"):
         denoise_file(movie, first, options=options)
     kept = Model.load(first.model)
-    assert kept.uncertainty == done.result.model.uncertainty is not None
     again = denoise(movie, model=kept, uncertainty=True)
-    assert np.asarray(again.uncertainty.data) == pytest.approx(np.asarray(written.data), rel=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(again.uncertainty.data), np.asarray(written.data), rtol=1e-5
+    )
     assert denoise(movie, model=kept).uncertainty is None
-    short = Movie.from_array(small.noisy(4, 48, 48))  # too small to calibrate, which is done
-    assert denoise(short, model=kept, uncertainty=True).uncertainty.shape == short.shape

@@ -59,9 +59,6 @@ class Model:
         The linear prediction that has a share in the mean, where it has one.
     views
         Mirrored views that each hole's prediction is averaged over (see `shine_em.network.VIEWS`).
-    uncertainty
-        What makes an uncertainty map of it, as `shine_em.uncertainty.Calibration.to_dict` gives it;
-        None where none was asked for.
     """
 
     state: TrainedState
@@ -72,7 +69,6 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     student: Student | None = None
-    uncertainty: dict[str, Any] | None = None
     linear: LinearPrediction | None = None
     views: int = 1
 
@@ -149,7 +145,6 @@ class Model:
             "holes": self.holes, "weights": self.weights, "offset": self.offset,
             "noise": self.noise, "provenance": self.provenance,
             "student": None if self.student is None else self.student.to_dict(),
-            "uncertainty": self.uncertainty,
             "linear": None if self.linear is None else self.linear.to_dict(),
             "views": self.views,
         }  # fmt: skip
@@ -243,7 +238,6 @@ class Model:
             dict(header["noise"]), dict(header["provenance"]),
             tuple(float(w) for w in header.get("weights", ())),  # older files: equal
             None if student is None else Student.from_dict(student, groups.get("student", {})),
-            header.get("uncertainty"),
             None if linear is None
             else LinearPrediction.from_dict(linear, groups["linear"]["weights"]),
             int(header.get("views", 1)),  # older files: one

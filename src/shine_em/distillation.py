@@ -183,8 +183,6 @@ def graduate(
     made = Denoiser(learned, device=device, precision=precision, tile=tile)
     estimator = ErrorEstimator.for_model(model, movie, health, noise, frames=_JUDGED)
     verdict = judge(estimator, made.predict, rival.predict)
-    if verdict.kept != (model.student is not None):  # a calibration is that of what denoises
-        model = replace(model, uncertainty=None)
     return replace(model, student=learned.student if verdict.kept else None), verdict
 
 

@@ -270,9 +270,7 @@ def report_data(
         registered=state.settings.registered,
         uncertainty=None
         if outputs.uncertainty is None
-        else uncertainty_picture(
-            read(outputs.movie), read(outputs.uncertainty), result.health, model
-        ),
+        else uncertainty_picture(read(outputs.movie), read(outputs.uncertainty), result.health),
     )
 
 

@@ -34,7 +34,7 @@ from .reserve import REPORT_S, choosing_s, distilling_s, duration_text, reserve
 from .reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
-from .uncertainty import check_possible, error_history, uncertainty_warnings, with_errors
+from .uncertainty import ErrorMaps, check_possible, error_history
 from .warm_start import BEGINNING, ORIGIN, beginning, fine_tuning_s, window_of
 
 __all__ = ["Interrupted", "Result", "denoise", "halves_snr", "history", "run", "train_model"]
@@ -246,8 +246,7 @@ def run(
         options = replace(options, frames=window_of(start.config))
     plan = prepare(movie, options, model=model or resume, progress=tell)
     if error_sink is not None:
-        calibrated = model is not None and model.uncertainty is not None
-        check_possible(movie, plan.health, plan.noise, calibrated=calibrated)
+        check_possible(movie, plan.noise)
     trained_here = model is None
     if model is None:
         model, plan = _fit(movie, plan, options, resume, start, clock, writing_s, tell)
@@ -273,7 +272,10 @@ def run(
     with _rescued(model if trained_here else None):
         error = error or _error(movie, plan, denoiser, tell)
         watch = None if error is None else _watch(plan, error)
-        model, stream = with_errors(denoiser, movie, plan.health, plan.noise, error_sink, tell)
+        maps, stream = None, denoiser.stream(movie, plan.health)
+        if error_sink is not None:
+            maps = ErrorMaps(denoiser, movie, plan.health, plan.noise)
+            stream = maps.stream(error_sink)
         begun = time.monotonic()
         for done, (t, raw, frame) in enumerate(stream, start=1):
             trusted = normalisation.trusted(raw, bad)
@@ -296,7 +298,7 @@ def run(
         )
     smears = tuple(smearing.finish())
     warnings += smear_warnings(smears, looked=smearing.looked)
-    warnings += uncertainty_warnings(model) if error_sink else ()
+    warnings += maps.warnings() if maps else ()
     frame_errors = None if watch is None else watch.finish()
     warnings += () if frame_errors is None else frame_errors.warnings()
     halves = None
@@ -450,9 +452,7 @@ def _one_pass(
         else:
             plan = replace(plan, schooling=Schooling(steps=plan.settings.steps or STEPS))
     if plan.schooling is None:
-        if model.student:  # whose map is what was calibrated
-            model = replace(model, student=None, uncertainty=None)
-        return model, plan, None
+        return replace(model, student=None) if model.student else model, plan, None
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
     model, verdict = graduate(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .doctor import Health
 from .movie import Movie
-from .uncertainty import WITHIN_68, WITHIN_95, Calibration
+from .uncertainty import WITHIN_68, WITHIN_95
 from .viewing import fitted_into, percentile_range
-
-if TYPE_CHECKING:
-    from .checkpoint import Model
 
 __all__ = ["UncertaintyPicture", "uncertainty_figure", "uncertainty_picture", "uncertainty_text"]
 
@@ -32,19 +28,16 @@ class UncertaintyPicture:
         ``(y, x)`` the denoised frame and its standard error, in the movie's units.
     unit
         Of the intensity; empty where it is not known.
-    doubtful
-        Whether the residual hardly said how far the denoiser errs.
     """
 
     frame: int
     denoised: np.ndarray
     error: np.ndarray
     unit: str = ""
-    doubtful: bool = False
 
 
 def uncertainty_picture(
-    denoised: Movie, errors: Movie, health: Health, model: Model
+    denoised: Movie, errors: Movie, health: Health
 ) -> UncertaintyPicture | None:
     """Return the middle frame with its map, of the movies that were written.
 
@@ -54,21 +47,19 @@ def uncertainty_picture(
         The denoised movie and its standard errors.
     health
         The movie's input check; of blank frames there is no map.
-    model
-        The model, with the map's calibration.
 
     Returns
     -------
     UncertaintyPicture or None
-        None where all frames are blank or the model holds no calibration.
+        None where all frames are blank.
     """
     usable = np.flatnonzero(~np.asarray(health.blank, bool))
-    if model.uncertainty is None or not len(usable):
+    if not len(usable):
         return None
     t = int(usable[np.abs(usable - len(denoised) // 2).argmin()])
     return UncertaintyPicture(
         t, np.asarray(denoised.frame(t), np.float64), np.asarray(errors.frame(t), np.float64),
-        denoised.intensity_unit or "", Calibration.from_dict(model.uncertainty).doubtful,
+        denoised.intensity_unit or "",
     )  # fmt: skip
 
 
@@ -106,16 +97,10 @@ def uncertainty_figure(picture: UncertaintyPicture) -> str:
 
 
 def uncertainty_text(picture: UncertaintyPicture) -> str:
-    """Return in words what the intervals mean, and whether they are to be doubted."""
-    text = (
+    """Return in words what the intervals mean, in a figure's caption."""
+    return (
         f"Right: the standard error of every pixel of frame {picture.frame}. About 68 of 100 "
         f"pixels should lie within ± {WITHIN_68:g} and 95 within ± {WITHIN_95:g} times this of the "
         "picture without noise, as far as the noisy movie alone can tell; neighbouring pixels err "
         "together."
     )
-    if picture.doubtful:
-        text += (
-            " The residual hardly says how far the denoised picture is off: the map may be wrong "
-            "by a factor of two or more."
-        )
-    return text

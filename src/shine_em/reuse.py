@@ -86,10 +86,7 @@ def brightness_offset(
 
 def single_hole(movie: Movie, plan: Plan, model: Model, device: Any, precision: str) -> Model:
     """Return the model with its first hole alone, in one view."""
-    model = replace(
-        model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, uncertainty=None,
-        views=1,
-    )  # fmt: skip
+    model = replace(model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, views=1)
     return replace(model, offset=brightness_offset(movie, plan.health, model, device, precision))
 
 
