@@ -38,7 +38,7 @@ from .error_matrix import ErrorEstimate, ErrorMatrix, block_sums
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
-from .noise_spectrum import noise_colour
+from .noise_spectrum import coloured, noise_colour
 from .patches import Normalisation, Timeline, cut
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class ErrorEstimator:
         return _summed(self._look(predict_each), self.frames)
 
     def pixels(self, predict: Predict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Look at single pixels, for instance to calibrate an uncertainty map.
+        """Look at single pixels.
 
         Yields
         ------
@@ -257,11 +257,9 @@ class ErrorEstimator:
 
     def _white(self, t: int, shape: tuple[int, int]) -> np.ndarray:
         """Return ``(y, x)`` noise of unit variance with the measured correlation in space."""
-        from scipy.fft import fft2, ifft2
-
         colour = noise_colour(self.noise.difference_correlation, shape)
         white = np.random.default_rng([self.seed, 5, t]).standard_normal(shape)
-        return np.asarray(ifft2(fft2(white) * colour).real)
+        return coloured(white, colour)
 
     def _lasting(self, lag: int) -> float:
         """Return how much of a frame's noise is found again ``lag`` frames away."""

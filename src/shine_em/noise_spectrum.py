@@ -17,6 +17,7 @@ from .movie import Movie
 __all__ = [
     "HANN_OVERLAP",
     "Spectra",
+    "coloured",
     "measure_spectra",
     "noise_colour",
     "periodic_power",
@@ -469,3 +470,10 @@ def noise_colour(correlation: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """
     power = np.maximum(periodic_power(correlation, shape), 0)
     return np.asarray(np.sqrt(power / power.mean()))
+
+
+def coloured(white: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Return a white frame with the correlation that a `noise_colour` of its shape gives it."""
+    from scipy.fft import fft2, ifft2
+
+    return np.asarray(ifft2(fft2(white) * colour).real)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .error_estimate import noise_variance
 from .noise import NoiseStatistics
-from .noise_spectrum import noise_colour
+from .noise_spectrum import coloured, noise_colour
 
 __all__ = ["SyntheticNoise"]
 
@@ -37,18 +37,18 @@ class SyntheticNoise:
     def __call__(self, t: int, level: np.ndarray) -> np.ndarray:
         """Return the noise of frame ``t`` over a signal ``level``."""
         half = len(self.in_time) // 2
-        unit = sum(
-            w * self._coloured(t + k - half) for k, w in enumerate(self.in_time) if w
-        ) * np.sqrt(1 - self.fixed)
+        white = np.zeros(self.shape)
+        for k, weight in enumerate(self.in_time):
+            if weight:
+                white += np.sqrt(1 - self.fixed) * weight * self._white(t + k - half)
         if self.fixed:
-            unit = unit + np.sqrt(self.fixed) * self._coloured(-1_000)
+            white += np.sqrt(self.fixed) * self._white(-1_000)
+        unit = coloured(white, self.colour)
         return np.asarray(unit * np.sqrt(noise_variance(self.noise, level)))
 
-    def _coloured(self, t: int) -> np.ndarray:
-        """Return ``(y, x)`` noise of unit variance, correlated in space."""
-        rng = np.random.default_rng([self.seed, 12, t + 10_000])
-        made = np.fft.ifft2(np.fft.fft2(rng.standard_normal(self.shape)) * self.colour).real
-        return np.asarray(made)
+    def _white(self, t: int) -> np.ndarray:
+        """Return ``(y, x)`` white noise of unit variance."""
+        return np.random.default_rng([self.seed, 12, t + 10_000]).standard_normal(self.shape)
 
 
 def _kernel(noise: NoiseStatistics, fixed: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from .patches import Normalisation
 from .planning import Options, Plan, averaged_holes
 from .student import Student, StudentNetwork
 from .training import TrainedState
-from .uncertainty import probing_s
+from .uncertainty import mapping_s
 
 __all__ = ["REPORT_S", "choosing_s", "distilling_s", "duration_text", "reserve"]
 
@@ -71,7 +71,7 @@ def reserve(
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
         frames += 1.1 * len(movie)
-        writing_s += 1.1 * len(movie) * probing_s(movie, plan.noise)
+        writing_s += 1.1 * len(movie) * mapping_s(movie, plan.noise)
     measuring = 1.1 * measuring_passes(movie)
     single = (frames + measuring) * alone + writing_s + REPORT_S
     # Timing takes time as well: what cannot fit is not timed.

@@ -48,7 +48,7 @@ __all__ = [
     "check_possible",
     "error_history",
     "error_map",
-    "probing_s",
+    "mapping_s",
 ]
 
 # By how many standard errors 68 and 95 of 100 pixels are off at most, as measured on simulated
@@ -174,12 +174,12 @@ class _Renewed:
     def known(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a raw frame and its denoised one; those long past are denoised anew."""
         if t < self.next and t not in self.held:
-            ((_, *pair),) = self.denoiser.stream(self.movie, self.health, frames=[t])
-            return pair[0], pair[1]
+            ((_, raw, denoised),) = self.denoiser.stream(self.movie, self.health, frames=[t])
+            return raw, denoised
         while t not in self.held:
-            number, *pair = next(self.frames)
-            self.held[number], self.next = (pair[0], pair[1]), number + 1
-            while len(self.held) > self.keep:
+            number, raw, denoised = next(self.frames)
+            self.held[number], self.next = (raw, denoised), number + 1
+            if len(self.held) > self.keep:
                 self.held.popitem(last=False)
         return self.held[t]
 
@@ -231,12 +231,12 @@ def check_possible(movie: Movie, noise: NoiseStatistics) -> None:
         )
 
 
-def probing_s(movie: Movie, noise: NoiseStatistics) -> float:
+def mapping_s(movie: Movie, noise: NoiseStatistics) -> float:
     """Return the seconds that a frame's map takes beside denoising, measured on one."""
     frame = movie.frame(len(movie) // 2).astype(float)
+    made = SyntheticNoise(noise, movie.shape[1:], 0)
     begun = time.monotonic()
-    made = SyntheticNoise(noise, movie.shape[1:], 0)(0, frame)
-    error_map(frame, made, noise.sigma)
+    error_map(frame, made(0, frame), noise.sigma)
     return time.monotonic() - begun
 
 
