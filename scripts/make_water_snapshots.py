@@ -16,6 +16,10 @@ begin.
     python scripts/make_water_snapshots.py run WORKDIR          # hours on few cores; resumes
     python scripts/make_water_snapshots.py pack WORKDIR OUTPUT  # any time, of what is there
     python scripts/make_water_snapshots.py check WORKDIR        # temperature, diffusion
+
+Where the work folder of an earlier run is gone, ``run --after FILE`` goes on from the last snapshot
+in its packed file: packed positions are 0.007 Å off at most and hold no velocities, so these are
+drawn anew and calmed as above.
 """
 
 from __future__ import annotations
@@ -150,16 +154,30 @@ def eight_pieces(
     return np.concatenate(pieces)
 
 
-def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: int) -> None:
+def run(
+    workdir: Path,
+    *,
+    molecules: int,
+    length_ps: float,
+    seed: int,
+    threads: int,
+    after: Path | None = None,
+) -> None:
     """Run or resume the dynamics; every frame goes to ``workdir/trajectory.npy`` at once."""
     from openmm import unit
 
+    from shine_em.simulate.water import snapshots
+
+    earlier = None if after is None else snapshots(after)
+    if earlier is not None:
+        molecules = earlier.molecules
     if molecules % 8:
         raise SystemExit("--molecules must be a multiple of 8.")
     workdir.mkdir(parents=True, exist_ok=True)
     scale = (molecules / MOLECULES) ** (1 / 3)
     box_A = tuple(float(b * scale) for b in BOX_A)
-    total = round(length_ps * 1000 / FRAME_FS)
+    before_ps = 0.0 if earlier is None else float(earlier.facts["simulated_ps"])
+    total = round((length_ps - before_ps) * 1000 / FRAME_FS)
     checkpoint, log = workdir / "checkpoint.chk", workdir / "progress.json"
     simulation = build(box_A, molecules, seed, threads)
     if checkpoint.exists():
@@ -176,19 +194,24 @@ def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: 
             workdir / "trajectory.npy", "w+", np.float32, (total, molecules, 3, 3)
         )
         began = time.monotonic()
-        piece_A = (box_A[0] / 2, box_A[1] / 2, box_A[2] / 2)
-        kept = workdir / "melted.npy"
-        if not kept.exists():
-            np.save(kept, melted(piece_A, molecules // 8, seed, threads))
-        start = eight_pieces(np.load(kept), piece_A, np.random.default_rng(seed + 2))
-        simulation.context.setPositions(start.reshape(-1, 3) * 0.1)
-        simulation.minimizeEnergy(maxIterations=JOINING_STEPS)
-        # What the joints still hold of energy would heat the box for picoseconds.
+        if earlier is not None:
+            start = earlier.positions(len(earlier) - 1)
+            simulation.context.setPositions(start.reshape(-1, 3) * 0.1)
+            simulation.context.applyConstraints(1e-6)
+        else:
+            piece_A = (box_A[0] / 2, box_A[1] / 2, box_A[2] / 2)
+            kept = workdir / "melted.npy"
+            if not kept.exists():
+                np.save(kept, melted(piece_A, molecules // 8, seed, threads))
+            start = eight_pieces(np.load(kept), piece_A, np.random.default_rng(seed + 2))
+            simulation.context.setPositions(start.reshape(-1, 3) * 0.1)
+            simulation.minimizeEnergy(maxIterations=JOINING_STEPS)
+        # What joints or rounding still hold of energy would heat the box for picoseconds.
         for i in range(CALMING_DRAWS):
             simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 3 + i)
             simulation.step(round(CALMING_FS / STEP_FS))
         simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed + 1)
-        print(f"melted and joined in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"ready to begin after {time.monotonic() - began:.0f} s", flush=True)
     freedom = 6 * molecules - 3  # rigid molecules, the centre of mass at rest
     began, first = time.monotonic(), done
     while done < total:
@@ -204,13 +227,14 @@ def run(workdir: Path, *, molecules: int, length_ps: float, seed: int, threads: 
             temporary = checkpoint.with_suffix(".new")
             simulation.saveCheckpoint(str(temporary))
             facts = {"frames": done, "box_A": box_A, "molecules": molecules, "seed": seed}
+            facts["before_ps"] = before_ps
             progress = log.with_suffix(".new")
             progress.write_text(json.dumps({**facts, "temperature_K": temperatures}))
             os.replace(temporary, checkpoint)
             os.replace(progress, log)
             speed = (time.monotonic() - began) / (done - first) / FRAME_FS * STEP_FS
             print(
-                f"{done * FRAME_FS / 1000:.1f} ps, {temperatures[-1]:.0f} K, "
+                f"{before_ps + done * FRAME_FS / 1000:.1f} ps, {temperatures[-1]:.0f} K, "
                 f"{1000 * speed:.0f} ms per step",
                 flush=True,
             )
@@ -221,8 +245,8 @@ def pack(workdir: Path, output: Path, *, snapshots: int, from_ps: float) -> None
     from shine_em.simulate.water import pack_snapshots
 
     facts = json.loads((workdir / "progress.json").read_text())
-    done = facts["frames"]
-    first = round(from_ps * 1000 / FRAME_FS)
+    done, before_ps = facts["frames"], facts["before_ps"]
+    first = max(round((from_ps - before_ps) * 1000 / FRAME_FS), 0)
     picked = np.unique(np.linspace(first, done - 1, snapshots).round().astype(int))
     trajectory = np.load(workdir / "trajectory.npy", mmap_mode="r")
     pack_snapshots(
@@ -234,8 +258,8 @@ def pack(workdir: Path, output: Path, *, snapshots: int, from_ps: float) -> None
             "software": f"OpenMM {version('openmm')}",
             # As measured: a run that was packed too early is not yet at the thermostat's.
             "temperature_K": round(float(np.mean([facts["temperature_K"][i] for i in picked])), 1),
-            "simulated_ps": round(done * FRAME_FS / 1000, 3),
-            "times_ps": [round(float(t), 3) for t in (picked + 1) * FRAME_FS / 1000],
+            "simulated_ps": round(before_ps + done * FRAME_FS / 1000, 3),
+            "times_ps": [round(before_ps + float(t) * FRAME_FS / 1000, 3) for t in picked + 1],
             "seed": facts["seed"],
         },
     )
@@ -252,7 +276,7 @@ def check(workdir: Path) -> None:
     lag = max(len(half) // 2, 1)
     square = ((moved[lag:] - moved[:-lag]) ** 2).sum(axis=2).mean()
     temperature = np.asarray(facts["temperature_K"][done // 2 :])
-    print(f"{done * FRAME_FS / 1000:.1f} ps, second half:")
+    print(f"{facts['before_ps'] + done * FRAME_FS / 1000:.1f} ps, second half of this run:")
     print(f"temperature {temperature.mean():.1f} ± {temperature.std():.1f} K")
     print(f"self-diffusion {square / (6 * lag * FRAME_FS * 1e-15) * 1e-20:.2e} m²/s")
 
@@ -266,6 +290,7 @@ def main() -> None:
     runner.add_argument("--molecules", type=int, default=MOLECULES, help="fewer for a trial")
     runner.add_argument("--length-ps", type=float, default=LENGTH_PS)
     runner.add_argument("--seed", type=int, default=1)
+    runner.add_argument("--after", type=Path, help="packed snapshots to go on from")
     runner.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     packer = commands.add_parser("pack", help="write the compact snapshots")
     packer.add_argument("workdir", type=Path)

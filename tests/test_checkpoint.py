@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from small import health, model, noisy, stop_at
 
 from shine_em.checkpoint import Model, input_hash
+from shine_em.correction import FEATURES, Correction, blank_correction
 from shine_em.denoising import Denoiser
 from shine_em.errors import ShineError
 from shine_em.job import Interrupted, denoise
@@ -43,6 +44,7 @@ def test_a_saved_model_predicts_bit_for_bit_the_same(
         noise={"sigma": 4.5},
         provenance={"seed": 3, "input_hash": "ab"},
         views=2,
+        correction=Correction(torch.randn(FEATURES, 2), (-2.0, 0.5)),
     )
     loaded = Model.load(trained.save(tmp_path / "m.safetensors"))
     raw = noisy(9, 24, 24)
@@ -151,6 +153,13 @@ def not_an_object(path: Path) -> None:
     save_file(load_file(path), path, {"shine": "[1, 2]"})
 
 
+def without_correction_weights(path: Path) -> None:
+    replace(model(), correction=blank_correction()).save(path, overwrite=True)
+    words, weights = header(path)["__metadata__"], load_file(path)
+    weights.pop("correction:weights")
+    save_file(weights, path, words)
+
+
 def one_weight_less(path: Path) -> None:
     words, weights = header(path)["__metadata__"], load_file(path)
     weights.pop("best:last.weight")
@@ -170,6 +179,7 @@ def one_weight_less(path: Path) -> None:
         (not_json, "header is damaged"),
         (not_an_object, "header is damaged"),
         (one_weight_less, "do not fit the network"),
+        (without_correction_weights, "header is damaged"),
         (altered(lambda h: h.update(format=99)), "newer shine-em"),
         (altered(lambda h: h.update(format="two")), "header is damaged"),
         (altered(lambda h: h["network"].update(channels=8)), "do not fit the network"),

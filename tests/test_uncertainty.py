@@ -16,11 +16,11 @@ from shine_em.checkpoint import Model
 from shine_em.doctor import Health
 from shine_em.files import Outputs, denoise_file
 from shine_em.noise import NoiseStatistics, noise_statistics
-from shine_em.noise_synthesis import SyntheticNoise
+from shine_em.noise_synthesis import Renewed, SyntheticNoise
 from shine_em.patches import Normalisation
 from shine_em.planning import Options
 from shine_em.simulate import SCENES
-from shine_em.uncertainty import WITHIN_68, WITHIN_95, ErrorMaps, _Renewed, error_map
+from shine_em.uncertainty import WITHIN_68, WITHIN_95, ErrorMaps, error_map
 
 SIGMA, WIDTH = 10.0, 1.2
 
@@ -34,6 +34,12 @@ class Blur:
 
     def __init__(self, width: float = WIDTH) -> None:
         self.width = width
+
+    def uncorrected(self):
+        return self
+
+    def corrected(self, raw, frame, bad):
+        return frame
 
     def stream(
         self, movie: Movie, health: Health, *, frames: Sequence[int] | None = None
@@ -144,8 +150,8 @@ def test_a_picture_too_weak_to_be_seen_is_told():
 def test_frames_are_the_same_in_whatever_order_they_are_asked_for(swaying):
     movie, _, health, noise = swaying
 
-    def renewed() -> _Renewed:
-        return _Renewed(Blur(), movie, health, noise, 0)  # type: ignore[arg-type]
+    def renewed() -> Renewed:
+        return Renewed(Blur(), movie, health, noise, 0)  # type: ignore[arg-type]
 
     one, two = renewed(), renewed()
     forward = [one[t] for t in range(len(movie))]

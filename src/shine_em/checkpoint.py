@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .correction import Correction
 from .drafts import refuse_existing, write_whole
 from .errors import ShineError
 from .linear import LinearPrediction
@@ -59,6 +60,8 @@ class Model:
         The linear prediction that has a share in the mean, where it has one.
     views
         Mirrored views that each hole's prediction is averaged over (see `shine_em.network.VIEWS`).
+    correction
+        Of the ensemble's mean, where one was found to help (see `shine_em.correction`).
     """
 
     state: TrainedState
@@ -71,6 +74,7 @@ class Model:
     student: Student | None = None
     linear: LinearPrediction | None = None
     views: int = 1
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -101,9 +105,10 @@ class Model:
         parts = {f"{m}x{n}": (1 - share) * w for (m, n), w in holes} | {"linear filter": share}
         named = [(name, w) for name, w in parts.items() if w > 0]
         views = f", in {self.views} mirrored views" if self.views > 1 and share < 1 else ""
+        more = views + (", corrected" if self.correction is not None else "")
         if len(named) == 1:
-            return named[0][0] + views
-        return ", ".join(f"{name} ({w:.2f})" for name, w in named) + views
+            return named[0][0] + more
+        return ", ".join(f"{name} ({w:.2f})" for name, w in named) + more
 
     @property
     def blinded_lags(self) -> tuple[int, ...]:
@@ -131,6 +136,8 @@ class Model:
             tensors |= {f"student:{k}": v for k, v in self.student.weights.items()}
         if self.linear is not None:
             tensors["linear:weights"] = self.linear.weights
+        if self.correction is not None:
+            tensors["correction:weights"] = self.correction.weights
         header = {
             "format": FORMAT,
             "network": s.config.to_dict(),
@@ -147,6 +154,7 @@ class Model:
             "student": None if self.student is None else self.student.to_dict(),
             "linear": None if self.linear is None else self.linear.to_dict(),
             "views": self.views,
+            "correction": None if self.correction is None else self.correction.to_dict(),
         }  # fmt: skip
         # Not `save_file`: it makes files that only their owner may read.
         content = save(tensors, {"shine": json.dumps(header, allow_nan=False)})
@@ -232,7 +240,9 @@ class Model:
         known = (normalisation.location, normalisation.scale, float(header["offset"]))
         if not np.isfinite(known).all() or not normalisation.scale > 0 or not holes:
             raise ValueError("no scale, no offset or no holes")
-        student, linear = header.get("student"), header.get("linear")  # older files: none
+        student, linear, correction = (  # older files: none
+            header.get(name) for name in ("student", "linear", "correction")
+        )
         return cls(
             state, normalisation, holes, float(header["offset"]),
             dict(header["noise"]), dict(header["provenance"]),
@@ -241,6 +251,8 @@ class Model:
             None if linear is None
             else LinearPrediction.from_dict(linear, groups["linear"]["weights"]),
             int(header.get("views", 1)),  # older files: one
+            None if correction is None
+            else Correction.from_dict(correction, groups["correction"]["weights"]),
         )  # fmt: skip
 
 

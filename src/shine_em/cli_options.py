@@ -74,7 +74,12 @@ WindowFrames = Annotated[
 ]  # fmt: skip
 Ensemble = Annotated[
     bool,
-    Parameter("--ensemble", group=HOW, help="Average over several sizes of the blind spot."),
+    Parameter(
+        "--ensemble",
+        group=HOW,
+        help="Average over several sizes of the blind spot, and correct what that loses in "
+        "sharpness; --no-ensemble keeps to one size, strictly blind.",
+    ),
 ]
 Seed = Annotated[int, Parameter("--seed", group=HOW, help="Seed of everything random.")]
 Device = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +91,9 @@ class Denoiser:
         Whether the model's linear prediction takes part; by default where no holes are given.
     views
         Mirrored views to average over; the model's by default. A student has one.
+
+    The model's correction is made where no ``holes`` are given; a student learned it from its
+    teacher.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Denoiser:
         self.views = views or model.views
         joins = linear if linear is not None else not holes and not self.by_student
         self.linear: LinearPrediction | None = model.linear if joins else None
+        self.correction = None if holes or self.by_student else model.correction
         network: LeanNetwork | PaperNetwork | StudentNetwork
         if model.student is not None and self.by_student:
             network = model.student.network()
@@ -154,9 +159,29 @@ class Denoiser:
         -------
         ndarray
             ``(b, h, w)`` float32, normalised: the weighted mean over the holes and the linear
-            prediction, or the student's result.
+            prediction, corrected where the model has a correction; or the student's result.
         """
-        return self._tiled(windows, shift, each=False)[0]
+        predicted = self._tiled(windows, shift, each=False)[0]
+        if self.correction is None:
+            return predicted
+        return self.correction.of_windows(predicted, windows, self.device)
+
+    def uncorrected(self) -> Denoiser:
+        """Return the same denoiser without its correction."""
+        if self.correction is None:
+            return self
+        plain = copy(self)
+        plain.correction = None
+        return plain
+
+    def corrected(self, raw: np.ndarray, frame: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """Correct what `uncorrected` made of a frame; all ``(y, x)``, movie units."""
+        if self.correction is None:
+            return frame
+        n = self.model.normalisation
+        window = n.apply(raw, bad)[None, None]
+        made = self.correction.of_windows(n.standardise(frame)[None], window, self.device)[0]
+        return n.invert(made)
 
     def predict_each(self, windows: np.ndarray, shift: int = 0) -> np.ndarray:
         """Denoise normalised windows as `predict` does, but with each hole on its own.

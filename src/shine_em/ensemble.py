@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .checkpoint import Model
+from .correction import fit_correction
 from .denoising import Denoiser
 from .doctor import Health
 from .error_estimate import FRAMES, ErrorEstimator
@@ -35,6 +36,7 @@ __all__ = [
     "affordable_views",
     "candidate_holes",
     "choose",
+    "correct_ensemble",
     "measure_ensemble",
     "measuring_passes",
 ]
@@ -43,6 +45,7 @@ CANDIDATES = 5
 PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
 # Of the whole time, and of what is left for training: as much may all views but the first take.
 _VIEWS_SHARE, _VIEWS_OF_TRAINING = 0.15, 0.33
+_SURELY = 2.0  # standard errors by which a correction must not be worse
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 
@@ -62,6 +65,9 @@ class Ensemble:
         Part of the linear prediction in the mean; the holes' mean has the rest.
     linear_error
         Estimated error of the linear prediction alone; None where it was no candidate.
+    corrected_from
+        Estimated error of the mean without its correction (`shine_em.correction`), where it has
+        one; ``error`` is that with it.
     """
 
     holes: tuple[Hole, ...]
@@ -71,6 +77,7 @@ class Ensemble:
     errors: tuple[ErrorEstimate, ...]
     share: float = 0.0
     linear_error: ErrorEstimate | None = None
+    corrected_from: ErrorEstimate | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """Say in plain words where a filter does better than what was learned."""
@@ -204,6 +211,55 @@ def measure_ensemble(
     found = choose(estimator.matrix(denoiser.predict_each), candidates, most=most)
     kept = replace(linear, share=found.share) if linear is not None and found.share else None
     return replace(model, holes=found.holes, weights=found.weights, linear=kept), found
+
+
+def correct_ensemble(
+    movie: Movie,
+    health: Health,
+    noise: NoiseStatistics,
+    model: Model,
+    ensemble: Ensemble,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    tile: int | None = None,
+) -> tuple[Model, Ensemble]:
+    """Fit a correction of an ensemble's mean, and keep it unless it is found to make it worse.
+
+    The estimate can tell a correction that does harm, and not one of a few percent that does good
+    from one that does nothing (docs/correction.md): hence two standard errors.
+
+    Parameters
+    ----------
+    movie, health, noise
+        The movie and what is known of it.
+    model, ensemble
+        What `measure_ensemble` returned.
+    device, precision, tile
+        As for `Denoiser`.
+    """
+    denoiser = Denoiser(
+        replace(model, correction=None), device=device, precision=precision, tile=tile
+    )  # fmt: skip
+    found = fit_correction(
+        denoiser, movie, health, noise, seed=model.state.settings.seed + 1
+    )  # fmt: skip
+    if found is None:
+        return model, ensemble
+
+    def both(windows: np.ndarray, shift: int) -> np.ndarray:
+        plain = denoiser.predict(windows, shift)
+        return np.stack([found.of_windows(plain, windows, denoiser.device), plain])
+
+    matrix = ErrorEstimator.for_model(model, movie, health, noise).matrix(both)
+    corrected, plain = matrix.of([1.0, 0.0]), matrix.of([0.0, 1.0])
+    worse, uncertain = corrected.minus(plain)
+    if worse > _SURELY * uncertain:
+        return model, ensemble
+    return (
+        replace(model, correction=found),
+        replace(ensemble, error=corrected, corrected_from=plain),
+    )
 
 
 def measuring_passes(movie: Movie) -> float:

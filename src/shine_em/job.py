@@ -18,7 +18,7 @@ from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, halves_snr, keep_mean
 from .distillation import STEPS, Schooling, Verdict, denoised_by, graduate
 from .doctor import Health
-from .ensemble import Ensemble, measure_ensemble
+from .ensemble import Ensemble, correct_ensemble, measure_ensemble
 from .error_estimate import ErrorEstimate, ErrorEstimator
 from .errors import ShineError
 from .events import Event, Listener
@@ -435,8 +435,16 @@ def _fit(
                 plan, holes=ensemble.holes, ensemble=ensemble,
                 warnings=(*plan.warnings, *ensemble.warnings()),
             )  # fmt: skip
-        offset = brightness_offset(movie, plan.health, model, device, precision)
-    model = replace(model, offset=offset)
+        model = replace(
+            model, offset=brightness_offset(movie, plan.health, model, device, precision)
+        )
+        if plan.ensemble is not None and plan.correct:
+            tell(Event("fitting the correction", 0, 1))
+            model, ensemble = correct_ensemble(
+                movie, plan.health, plan.noise, model, plan.ensemble, device=device,
+                precision=precision, tile=options.tile,
+            )  # fmt: skip
+            plan = replace(plan, ensemble=ensemble)
     if stopped:
         raise Interrupted(model)
     return model, plan

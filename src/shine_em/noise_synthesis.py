@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from .doctor import Health
 from .error_estimate import noise_variance
+from .movie import Movie
 from .noise import NoiseStatistics
 from .noise_spectrum import coloured, noise_colour
 
-__all__ = ["SyntheticNoise"]
+if TYPE_CHECKING:
+    from .denoising import Denoiser
+
+__all__ = ["Renewed", "SyntheticNoise"]
 
 
 class SyntheticNoise:
@@ -65,3 +74,58 @@ def _kernel(noise: NoiseStatistics, fixed: float) -> np.ndarray:
     kernel = np.fft.ifft(np.sqrt(np.maximum(np.fft.fft(table).real, 0))).real
     weights = np.roll(kernel, n // 2)[n // 2 - 6 : n // 2 + 7]
     return np.asarray(weights / np.sqrt((weights**2).sum()))
+
+
+class Renewed:
+    """The denoised movie with new noise, as a movie's data: each frame as it is asked for.
+
+    Parameters
+    ----------
+    denoiser, movie, health, noise
+        What denoises, the movie, and what is known of it.
+    seed
+        Of the noise.
+    frames
+        Those that will be denoised once more, rising; all by default. Only they and their
+        neighbours are made.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        movie: Movie,
+        health: Health,
+        noise: NoiseStatistics,
+        seed: int,
+        *,
+        frames: Sequence[int] | None = None,
+    ) -> None:
+        self.denoiser, self.movie, self.health = denoiser, movie, health
+        self.shape, self.dtype = movie.shape, np.dtype(np.float32)
+        self.noise = SyntheticNoise(noise, movie.shape[1:], seed)
+        reach = denoiser.model.config.frames // 2
+        self.next = 0 if frames is None else max(0, frames[0] - reach)
+        self.frames = denoiser.stream(movie, health, frames=range(self.next, len(movie)))
+        # A window holds a few frames before the one that is denoised, and their copies.
+        self.keep = 2 * denoiser.model.config.frames + 2
+        self.held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def known(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a raw frame and its denoised one; those long past are denoised anew."""
+        if t < self.next and t not in self.held:
+            ((_, raw, denoised),) = self.denoiser.stream(self.movie, self.health, frames=[t])
+            return raw, denoised
+        while t not in self.held:
+            number, raw, denoised = next(self.frames)
+            self.held[number], self.next = (raw, denoised), number + 1
+            if len(self.held) > self.keep:
+                self.held.popitem(last=False)
+        return self.held[t]
+
+    def __getitem__(self, t: int) -> np.ndarray:
+        """Return a denoised frame with new noise."""
+        _, denoised = self.known(t)
+        made = denoised + self.noise(t, denoised.astype(float))
+        # A pixel that the noise turned into a spike would be hidden from the network.
+        n = self.denoiser.model.normalisation
+        return np.clip(made, n.floor, n.ceiling).astype(np.float32)

@@ -49,8 +49,12 @@ class Normalisation:
     def apply(self, raw: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
         """Return float32 standardised values; untrusted and ``bad`` pixels become 0."""
         with np.errstate(over="ignore"):  # values too large for float32 are spikes
-            x = (raw.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
+            x = self.standardise(raw)
         return np.where(self.trusted(raw, bad), x, np.float32(0))
+
+    def standardise(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 standardised values, whether they are trusted or not."""
+        return (x.astype(np.float32) - np.float32(self.location)) * np.float32(1 / self.scale)
 
     def invert(self, x: np.ndarray) -> np.ndarray:
         """Return float32 values in the movie's units."""

@@ -61,7 +61,7 @@ class Options:
     frames
         Frames in a window, odd (the paper: 5); None to choose by `window_frames`.
     ensemble
-        Average over several hole sizes.
+        Average over several hole sizes, and correct their mean (`shine_em.correction`).
     seed
         Of everything random.
     device, precision
@@ -154,7 +154,8 @@ class Plan:
     Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
     trained, and the linear prediction beside them if ``with_filter``; ``ensemble`` says which.
     ``holes`` are those to average over as long as nothing was measured, or where nothing is to be
-    chosen; several are run in ``views`` mirrored views. ``schooling`` says how a student is to be
+    chosen; several are run in ``views`` mirrored views. A chosen ensemble is corrected where that
+    helps, if ``correct``. ``schooling`` says how a student is to be
     made, ``no_student`` why none is. ``weak`` is what `is_weak` says of the picture.
     """
 
@@ -170,6 +171,7 @@ class Plan:
     views: int = 1
     with_filter: bool = True
     ensemble: Ensemble | None = None
+    correct: bool = True
     schooling: Schooling | None = None
     no_student: str = ""
     weak: bool = False

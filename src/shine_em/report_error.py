@@ -32,6 +32,12 @@ def error_sentences(error: ErrorEstimate | None, ensemble: Ensemble | None) -> l
                 f"{_rms(ensemble.linear_error)})"
                 + ("." if ensemble.share == 1 else "; the rest is the network's.")
             )
+        if ensemble.corrected_from is not None:
+            text.append(
+                "Their mean was then corrected by the residual and by its own detail, with weights "
+                "that best restore the denoised movie after noise is added to it and it is "
+                f"denoised once more (before: {_rms(ensemble.corrected_from)})."
+            )
     if error is not None:
         text.append(
             "The root-mean-square error of the denoised frames, estimated without a reference "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .checkpoint import Model
+from .correction import correcting_s, correction_passes
 from .denoising import Denoiser
 from .distillation import Schooling, passes
 from .doctor import Health
@@ -76,6 +77,11 @@ def reserve(
     single = (frames + measuring) * alone + writing_s + REPORT_S
     # Timing takes time as well: what cannot fit is not timed.
     hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
+    plan = replace(plan, correct=bool(plan.candidates) and not hurried)
+    if plan.correct:
+        frames += 1.1 * correction_passes(movie, plan.health, plan.config.frames) + measuring
+        writing_s += frames * correcting_s(movie, device)
+        single = (frames + measuring) * alone + writing_s + REPORT_S
     pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
     may_distil = not plan.no_student and pays
     several = plan.candidates or plan.holes
@@ -150,7 +156,9 @@ def choosing_s(movie: Movie, plan: Plan, options: Options, *, device: Any, preci
     alone = watch.holes((plan.settings.hole,))
     linear, fitting = watch.linear()
     all_holes = alone + (len(plan.candidates) - 1) * watch.further_hole(alone)
-    return 1.1 * measuring_passes(movie) * (all_holes + linear) + fitting
+    passes = measuring_passes(movie)
+    correcting = 1.1 * (passes + correction_passes(movie, plan.health, plan.config.frames))
+    return (1.1 * passes + correcting) * (all_holes + linear) + fitting
 
 
 def distilling_s(budget: float) -> float:

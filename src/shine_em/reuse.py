@@ -86,7 +86,10 @@ def brightness_offset(
 
 def single_hole(movie: Movie, plan: Plan, model: Model, device: Any, precision: str) -> Model:
     """Return the model with its first hole alone, in one view."""
-    model = replace(model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, views=1)
+    model = replace(
+        model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, views=1,
+        correction=None,
+    )  # fmt: skip
     return replace(model, offset=brightness_offset(movie, plan.health, model, device, precision))
 
 
@@ -100,6 +103,7 @@ def applied(movie: Movie, plan: Plan, options: Options, model: Model) -> Model:
     if normalisation != model.normalisation:
         model = replace(model, normalisation=normalisation)
     plain = len(model.holes) == 1 and model.linear is None and model.views == 1
+    plain = plain and model.correction is None
     if options.ensemble or plain:
         return model
     device = pick_device(options.device)

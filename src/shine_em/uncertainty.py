@@ -24,7 +24,6 @@ B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap (Chapman & Hall, 19
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
 from .noise import NoiseStatistics
-from .noise_synthesis import SyntheticNoise
+from .noise_synthesis import Renewed, SyntheticNoise
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -112,16 +111,20 @@ class ErrorMaps:
         t, raw, denoised
             As `Denoiser.stream` does.
         """
-        renewed = _Renewed(self.denoiser, self.movie, self.health, self.noise, self.seed)
+        # The same truth as that on which a correction was fitted: without it.
+        renewed = Renewed(
+            self.denoiser.uncorrected(), self.movie, self.health, self.noise, self.seed
+        )
         again = self.denoiser.stream(
             self.movie.with_data(renewed, did="denoised, noise added anew"), self.health
         )
         for t, _, twice in again:
-            raw, denoised = renewed.known(t)
-            error = error_map(denoised, twice - denoised, self.noise.sigma)
+            raw, known = renewed.known(t)
+            error = error_map(known, twice - known, self.noise.sigma)
             if self.health.blank[t]:
-                error = np.full_like(error, np.nan)
+                error, denoised = np.full_like(error, np.nan), known
             else:
+                denoised = self.denoiser.corrected(raw, known, self.bad)
                 self._add(raw, denoised, error)
             sink(t, error)
             yield t, raw, denoised
@@ -154,42 +157,6 @@ class ErrorMaps:
             "the denoised movie misses, or its noise is not of the measured kind. Do not rely on "
             "it.",
         )
-
-
-class _Renewed:
-    """The denoised movie with new noise, as a movie's data: each frame as it is asked for."""
-
-    def __init__(
-        self, denoiser: Denoiser, movie: Movie, health: Health, noise: NoiseStatistics, seed: int
-    ) -> None:
-        self.denoiser, self.movie, self.health = denoiser, movie, health
-        self.shape, self.dtype = movie.shape, np.dtype(np.float32)
-        self.noise = SyntheticNoise(noise, movie.shape[1:], seed)
-        self.frames = denoiser.stream(movie, health)
-        self.next = 0
-        # A window holds a few frames before the one that is denoised, and their copies.
-        self.keep = 2 * denoiser.model.config.frames + 2
-        self.held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-
-    def known(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a raw frame and its denoised one; those long past are denoised anew."""
-        if t < self.next and t not in self.held:
-            ((_, raw, denoised),) = self.denoiser.stream(self.movie, self.health, frames=[t])
-            return raw, denoised
-        while t not in self.held:
-            number, raw, denoised = next(self.frames)
-            self.held[number], self.next = (raw, denoised), number + 1
-            if len(self.held) > self.keep:
-                self.held.popitem(last=False)
-        return self.held[t]
-
-    def __getitem__(self, t: int) -> np.ndarray:
-        """Return a denoised frame with new noise."""
-        _, denoised = self.known(t)
-        made = denoised + self.noise(t, denoised.astype(float))
-        # A pixel that the noise turned into a spike would be hidden from the network.
-        n = self.denoiser.model.normalisation
-        return np.clip(made, n.floor, n.ceiling).astype(np.float32)
 
 
 def error_map(denoised: np.ndarray, off: np.ndarray, sigma: float) -> np.ndarray:

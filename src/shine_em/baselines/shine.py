@@ -77,8 +77,8 @@ def lean(
     """Denoise as ``shine denoise`` does; with a hole given, with this one alone.
 
     Without ``hole`` the prediction is the mean over the holes that have the least estimated error
-    (`shine_em.ensemble`), the default of `shine_em.denoise`, in one view. A given hole is not
-    averaged with any other, so that holes can be compared.
+    (`shine_em.ensemble`), the default of `shine_em.denoise`, in one view and not corrected. A given
+    hole is not averaged with any other, so that holes can be compared.
 
     Parameters
     ----------
