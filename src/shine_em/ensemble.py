@@ -45,7 +45,9 @@ CANDIDATES = 5
 PAIR_SHARE = 0.5  # of the whole time: as much may two holes take
 # Of the whole time, and of what is left for training: as much may all views but the first take.
 _VIEWS_SHARE, _VIEWS_OF_TRAINING = 0.15, 0.33
-_SURELY = 2.0  # standard errors by which a correction must not be worse
+# A correction must not be worse by so many standard errors and this share of the noise variance:
+# what the error of the measured noise adds to the estimate was up to 2 % (docs/correction.md).
+_SURELY, _BIAS = 2.0, 0.05
 _LEAST_WEIGHT = 0.02  # a hole that counts less is not worth its time
 
 
@@ -224,10 +226,10 @@ def correct_ensemble(
     precision: str = "fp32",
     tile: int | None = None,
 ) -> tuple[Model, Ensemble]:
-    """Fit a correction of an ensemble's mean, and keep it unless it is found to make it worse.
+    """Fit a correction of an ensemble's mean, and keep it unless it is found to do gross harm.
 
-    The estimate can tell a correction that does harm, and not one of a few percent that does good
-    from one that does nothing (docs/correction.md): hence two standard errors.
+    The estimated error tells no correction that is a few percent better from one that does nothing:
+    that it helps is known from simulated movies (docs/correction.md).
 
     Parameters
     ----------
@@ -254,7 +256,7 @@ def correct_ensemble(
     matrix = ErrorEstimator.for_model(model, movie, health, noise).matrix(both)
     corrected, plain = matrix.of([1.0, 0.0]), matrix.of([0.0, 1.0])
     worse, uncertain = corrected.minus(plain)
-    if worse > _SURELY * uncertain:
+    if worse > _SURELY * uncertain + _BIAS * noise.sigma**2:
         return model, ensemble
     return (
         replace(model, correction=found),

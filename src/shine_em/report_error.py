@@ -36,7 +36,7 @@ def error_sentences(error: ErrorEstimate | None, ensemble: Ensemble | None) -> l
             text.append(
                 "Their mean was then corrected by the residual and by its own detail, with weights "
                 "that best restore the denoised movie after noise is added to it and it is "
-                f"denoised once more (before: {_rms(ensemble.corrected_from)})."
+                "denoised once more."
             )
     if error is not None:
         text.append(
