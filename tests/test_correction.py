@@ -76,6 +76,15 @@ def test_the_shares_of_the_knots_sum_to_one_and_each_has_its_own_alone(knots: li
     np.testing.assert_allclose(at[:, 0, : len(rising)], np.eye(len(rising)), atol=1e-5)
 
 
+def test_the_own_pixel_s_share_is_the_derivative() -> None:
+    found = some((0.0,))
+    denoised, raw = torch.zeros(1, 40, 40), torch.ones(1, 40, 40)
+    more = raw.clone()
+    more[0, 20, 20] += 1
+    change = found(denoised, more) - found(denoised, raw)
+    assert float(change[0, 20, 20]) == pytest.approx(found.own_pixel()[0], abs=1e-5)
+
+
 def test_a_bright_pixel_that_is_not_trusted_leaves_no_trace() -> None:
     denoised, raw = frames(40, 40)
     raw[0, 20, 20] = 0.0

@@ -129,6 +129,17 @@ class Correction:
         noisy = torch.as_tensor(windows)[:, windows.shape[1] // 2].to(device)
         return np.asarray(self(torch.from_numpy(denoised).to(device), noisy).cpu().numpy())
 
+    def own_pixel(self) -> list[float]:
+        """Return by how much the result follows the raw pixel itself at each knot.
+
+        As if the prediction did not: 0 is blind, 1 no denoising.
+        """
+        middle = torch.zeros(2 * self.halo + 1, 2 * self.halo + 1)
+        middle[self.halo, self.halo] = 1.0
+        kept = [middle, *(_smooth(middle, width) for width in _RESIDUAL)]
+        at_centre = torch.stack([image[self.halo, self.halo] for image in kept])
+        return [float(v) for v in at_centre @ self.weights[: len(kept)]]
+
     def share(self, slope: Tensor) -> Tensor:
         """Return ``(knots, h, w)``: the share of each knot at a slope; they sum to 1."""
         return _hats(slope, self.knots)
