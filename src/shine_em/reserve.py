@@ -77,11 +77,17 @@ def reserve(
     single = (frames + measuring) * alone + writing_s + REPORT_S
     # Timing takes time as well: what cannot fit is not timed.
     hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
-    plan = replace(plan, correct=bool(plan.candidates) and not hurried)
-    if plan.correct:
-        frames += 1.1 * correction_passes(movie, plan.health, plan.config.frames) + measuring
-        writing_s += frames * correcting_s(movie, device)
-        single = (frames + measuring) * alone + writing_s + REPORT_S
+    plan = replace(plan, correct=False)
+    if plan.candidates and not hurried:
+        fitted = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
+        more = fitted + measuring
+        # Making noise and adding up the equations takes about as long as making a map.
+        correcting = (frames + more) * correcting_s(movie, device)
+        correcting += fitted * mapping_s(movie, plan.noise)
+        if single + more * alone + correcting < PAIR_SHARE * budget:
+            plan = replace(plan, correct=True)
+            frames, writing_s = frames + more, writing_s + correcting
+            single = (frames + measuring) * alone + writing_s + REPORT_S
     pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
     may_distil = not plan.no_student and pays
     several = plan.candidates or plan.holes
