@@ -29,6 +29,8 @@ __all__ = ["REPORT_S", "choosing_s", "distilling_s", "duration_text", "reserve"]
 REPORT_S = 4.0
 # Most of the time left that all but training may take.
 _MOST = 0.8
+# Of the whole time, that all but training may take with a correction.
+_CORRECTED_SHARE = 0.6
 # Share of the time budget for distilling a student, and its least and most seconds.
 _DISTIL_SHARE, _DISTIL_S = 0.2, (30.0, 120.0)
 
@@ -84,7 +86,7 @@ def reserve(
         # Making noise and adding up the equations takes about as long as making a map.
         correcting = (frames + more) * correcting_s(movie, device)
         correcting += fitted * mapping_s(movie, plan.noise)
-        if single + more * alone + correcting < PAIR_SHARE * budget:
+        if single + more * alone + correcting < _CORRECTED_SHARE * budget:
             plan = replace(plan, correct=True)
             frames, writing_s = frames + more, writing_s + correcting
             single = (frames + measuring) * alone + writing_s + REPORT_S
