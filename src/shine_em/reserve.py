@@ -80,7 +80,7 @@ def reserve(
     # Timing takes time as well: what cannot fit is not timed.
     hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
     plan = replace(plan, correct=False)
-    if plan.candidates and not hurried:
+    if plan.candidates and plan.noise.sigma > 0 and not hurried:
         fitted = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
         more = fitted + measuring
         # Making noise and adding up the equations takes about as long as making a map.
