@@ -61,7 +61,7 @@ class Model:
     views
         Mirrored views that each hole's prediction is averaged over (see `shine_em.network.VIEWS`).
     correction
-        Of the ensemble's mean, where one was found to help (see `shine_em.correction`).
+        Of the ensemble's mean, where it has one (see `shine_em.correction`).
     """
 
     state: TrainedState

@@ -8,15 +8,15 @@ denoised picture itself. The corrected picture is
 
 with eight linear features: the residual as it is and as three Gaussians smooth it, and what four
 Gaussians take out of the denoised picture. How much of each is added depends on the slope
-:math:`G` of the denoised picture alone, so that nothing is added where it is flat.
+:math:`G` of the denoised picture alone.
 
 The weights are few, and least squares finds them where the truth is known: noise :math:`n'` of the
 measured kind is added to the denoised movie, and that is denoised once more. The weights that bring
 the result back to the denoised movie are used on the real one (a parametric bootstrap: B. Efron,
 R. J. Tibshirani, An Introduction to the Bootstrap, 1993, ch. 10, "Estimates of bias"). The residual
 has its share according to what it is worth there, which noise left over would make smaller, as in
-Wiener's filter. Whether it helps on the movie itself is then estimated from the movie alone
-(`shine_em.error_estimate`, which counts what noise comes in with the residual).
+Wiener's filter. Gross harm on the movie itself would show in the error that is estimated from the
+movie alone (`shine_em.error_estimate`), and is looked for (`shine_em.ensemble.correct_ensemble`).
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ class Correction:
         weights = self.weights.to(denoised.device)
         for one, raw, made in zip(denoised, noisy, out, strict=True):
             for read, inner, keep in _strips(*one.shape):
-                features, slope = _features(one[read], raw[read])
-                mixed = torch.einsum("fk,fhw->khw", weights, features)
-                added = (mixed * self.share(slope)).sum(0)
+                mixed = torch.einsum("fk,fhw->khw", weights, _features(one[read], raw[read]))
+                added = (mixed * _shares(_log_slope(one[read]), self.knots)).sum(0)
                 made[keep] = one[keep] + added[inner]
         return out
 
@@ -140,12 +139,9 @@ class Correction:
         at_centre = torch.stack([image[self.halo, self.halo] for image in kept])
         return [float(v) for v in at_centre @ self.weights[: len(kept)]]
 
-    def share(self, slope: Tensor) -> Tensor:
-        """Return ``(knots, h, w)``: the share of each knot at a slope; they sum to 1."""
-        return _hats(slope, self.knots)
 
-
-def _hats(slope: Tensor, knots: Sequence[float]) -> Tensor:
+def _shares(slope: Tensor, knots: Sequence[float]) -> Tensor:
+    """Return ``(knots, h, w)``: the share of each knot at a slope; they sum to 1."""
     if len(knots) == 1:
         return torch.ones((1, *slope.shape), device=slope.device)
     s = slope.clamp(knots[0], knots[-1])
@@ -184,18 +180,22 @@ def _smooth(image: Tensor, width: float) -> Tensor:
     return image
 
 
-def _features(denoised: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(features, h, w)`` and the logarithm of the slope, ``(h, w)``."""
+def _features(denoised: Tensor, noisy: Tensor) -> Tensor:
+    """Return ``(features, h, w)``."""
     residual = torch.where(noisy != 0, noisy - denoised, 0.0)
     smoothed = [_smooth(residual, width) for width in _RESIDUAL]
     removed = [denoised - _smooth(denoised, width) for width in _PICTURE]
+    return torch.stack((residual, *smoothed, *removed))
+
+
+def _log_slope(denoised: Tensor) -> Tensor:
+    """Return the logarithm of the slope, ``(h, w)``."""
     squared = torch.zeros_like(denoised)
     for axis in (0, 1):
         if denoised.shape[axis] > 1:
             steep = torch.gradient(denoised, dim=axis)[0].abs()
             squared += _smooth(steep, _SLOPE) ** 2
-    slope = 0.5 * torch.log(squared + 1e-12)
-    return torch.stack((residual, *smoothed, *removed)), slope
+    return 0.5 * torch.log(squared + 1e-12)
 
 
 def fit_correction(
@@ -247,8 +247,7 @@ def fit_correction(
 
 def _quantiles(known: Tensor) -> tuple[float, ...]:
     """Return the knots: where the slopes of a denoised picture lie."""
-    _, slope = _features(known, torch.zeros_like(known))
-    values = np.quantile(slope.numpy().astype(float), _KNOTS)
+    values = np.quantile(_log_slope(known).numpy().astype(float), _KNOTS)
     if not values[-1] - values[0] > 1e-3:
         return ()
     kept = [float(values[0])]
@@ -271,11 +270,10 @@ def _add(
     products, wanted = sums
     one, raw, off = (torch.from_numpy(a) for a in (twice, noisy, known - twice))
     for read, inner, keep in _strips(*one.shape):
-        features, slope = _features(one[read], raw[read])
-        hats = _hats(slope, knots)
-        columns = (features[:, None] * hats)[:, :, inner][:, :, torch.from_numpy(good[keep])]
-        design = columns.reshape(-1, columns.shape[-1])
-        target = off[keep][torch.from_numpy(good[keep])]
+        here = torch.from_numpy(good[keep])
+        features, shares = _features(one[read], raw[read]), _shares(_log_slope(one[read]), knots)
+        columns = (features[:, None] * shares)[:, :, inner][:, :, here]
+        design, target = columns.reshape(-1, columns.shape[-1]), off[keep][here]
         products += (design @ design.T).double().numpy()
         wanted += (design @ target).double().numpy()
 

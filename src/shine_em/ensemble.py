@@ -240,12 +240,8 @@ def correct_ensemble(
     device, precision, tile
         As for `Denoiser`.
     """
-    denoiser = Denoiser(
-        replace(model, correction=None), device=device, precision=precision, tile=tile
-    )  # fmt: skip
-    found = fit_correction(
-        denoiser, movie, health, noise, seed=model.state.settings.seed + 1
-    )  # fmt: skip
+    denoiser = Denoiser(model, device=device, precision=precision, tile=tile).uncorrected()
+    found = fit_correction(denoiser, movie, health, noise, seed=model.state.settings.seed + 1)
     if found is None:
         return model, ensemble
 

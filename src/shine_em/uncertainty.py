@@ -16,6 +16,9 @@ on simulated movies of several kinds, doses and lengths of training, without a n
 have to be fitted to each of them: what was measured is in docs/uncertainty.md. Both terms count in
 squared units of the movie.
 
+Where results are corrected (`shine_em.correction`), the movie that noise is added to is the
+uncorrected one, and :math:`d` is how far the corrected result is off it.
+
 References
 ----------
 B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap (Chapman & Hall, 1993), ch. 6.
