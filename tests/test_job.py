@@ -275,14 +275,14 @@ def test_a_model_interrupted_before_its_steps_were_known_takes_them_from_the_com
 def test_a_resumed_job_has_the_mirrored_views_that_were_planned() -> None:
     raw = noisy()
     with pytest.raises(Interrupted) as caught:
-        shine.denoise(raw, time_budget="40s", progress=stop_at("training", 40))
-    unfinished = caught.value.model
-    assert unfinished.views == 4
-    unfinished.state.settings = replace(unfinished.state.settings, steps=45)
+        shine.denoise(raw, steps=45, progress=stop_at("training", 40))
+    # How many were planned hangs on the machine's speed: two differ from what steps alone plan.
+    unfinished = replace(caught.value.model, views=2)
+    assert caught.value.model.views != 2
     out: dict[int, np.ndarray] = {}
     movie = shine.Movie.from_array(raw)
     result = run(movie, out.__setitem__, options=Options(), resume=unfinished)
-    assert result.model.views == 4
+    assert result.model.views == 2
 
 
 def test_noise_correlated_further_than_a_hole_reaches_is_denoised_and_told() -> None:
