@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .checkpoint import Model
@@ -70,89 +70,150 @@ def reserve(
         If even the fastest way leaves too little time to train.
     """
     watch = _Stopwatch(movie, plan, options, device, precision)
-    alone = watch.holes((plan.settings.hole,))
     frames = 1.1 * (len(movie) + 16)
     if options.uncertainty:
         frames += 1.1 * len(movie)
         writing_s += 1.1 * len(movie) * mapping_s(movie, plan.noise)
-    measuring = 1.1 * measuring_passes(movie)
-    single = (frames + measuring) * alone + writing_s + REPORT_S
+    costs = _Costs(
+        alone=watch.holes((plan.settings.hole,)), frames=frames,
+        measuring=1.1 * measuring_passes(movie), closing=writing_s + REPORT_S,
+    )  # fmt: skip
     # Timing takes time as well: what cannot fit is not timed.
-    hurried = single > PAIR_SHARE * budget and bool(plan.candidates)
+    hurried = costs.single > PAIR_SHARE * budget and bool(plan.candidates)
     plan = replace(plan, correct=False)
     if plan.candidates and plan.noise.sigma > 0 and not hurried:
-        fitted = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
-        more = fitted + measuring
-        # Making noise and adding up the equations takes about as long as making a map.
-        correcting = (frames + more) * correcting_s(movie, device)
-        correcting += fitted * mapping_s(movie, plan.noise)
-        if single + more * alone + correcting < _CORRECTED_SHARE * budget:
-            plan = replace(plan, correct=True)
-            frames, writing_s = frames + more, writing_s + correcting
-            single = (frames + measuring) * alone + writing_s + REPORT_S
-    pays = options.student == "always" or distilling_s(budget) + writing_s + REPORT_S < single
+        dearer = _with_correction(costs, movie, plan, device)
+        if dearer.single < _CORRECTED_SHARE * budget:
+            plan, costs = replace(plan, correct=True), dearer
+    by_force = options.student == "always"
+    pays = by_force or distilling_s(budget) + costs.closing < costs.single
     may_distil = not plan.no_student and pays
     several = plan.candidates or plan.holes
-    each = watch.further_hole(alone)
-    all_holes = alone + (len(several) - 1) * each
+    costs = replace(costs, each=watch.further_hole(costs.alone), holes=len(several))
     # The filter is measured anew for every movie, and may then be part of the mean.
-    linear = fitting = 0.0
     if plan.candidates and (not hurried or may_distil or plan.weak):
         linear, fitting = watch.linear()
+        costs = replace(costs, linear=linear, fitting=fitting)
 
-    rest = measuring * (all_holes + linear) + fitting + writing_s + REPORT_S
-    first = frames * (alone + linear)
     count = 1
     if not hurried:
-        count = affordable(first, frames * each, len(several), budget=budget, rest=rest)
-    ensemble = first + frames * (count - 1) * each + rest
+        count = affordable(
+            costs.frames * (costs.alone + costs.linear), costs.frames * costs.each, costs.holes,
+            budget=budget, rest=costs.rest,
+        )  # fmt: skip
+    needed, said = costs.single, "making it would take longer than it saves"
     if count > 1:
-        plan, needed = replace(plan, most_holes=count), ensemble
+        plan, needed = replace(plan, most_holes=count), costs.ensemble(count)
         said = (
             "the time budget has room for the blind-spot ensemble, about "
-            f"{duration_text(ensemble - rest)} for all frames"
+            f"{duration_text(needed - costs.rest)} for all frames"
         )
-    else:
-        needed = single
-        said = "making it would take longer than it saves"
-    if may_distil and (options.student == "always" or count == 1):
-        one_pass = watch.student()
-        lessons, judged = passes(movie, plan.config.frames)
-        two = alone + each + linear  # an ensemble of two holes: there are always candidates
-        distilling = distilling_s(budget) + 1.1 * lessons * two
-        judging = 1.1 * judged * (two + one_pass)
-        by_student = distilling + judging + frames * one_pass + rest
-        if options.student == "always" or by_student < single:
-            ensemble_s = None if count > 1 else frames * two
-            # Where there is time for the ensemble, there is still time when the student fails.
-            needed = distilling + judging + ensemble if count > 1 else by_student
-            plan = replace(
-                plan, most_holes=max(2, count),
-                schooling=Schooling(seconds=distilling, ensemble_s=ensemble_s),
-            )  # fmt: skip
+    if may_distil and (by_force or count == 1):
+        schooling, with_student = _with_student(costs, watch, count, budget)
+        if by_force or with_student < costs.single:
+            plan = replace(plan, most_holes=max(2, count), schooling=schooling)
+            needed = with_student
     if (count == 1 or plan.schooling) and needed > _MOST * (budget - spent):
         raise ShineError(
             f"Denoising {len(movie)} frames alone takes about {duration_text(needed)} here, too "
             f"much for a time budget of {duration_text(budget)}. Give --time-budget "
             f"{duration_text(2.5 * needed)}, or fewer frames with --frames."
         )
-    if plan.schooling is None:
-        plan = replace(plan, no_student=plan.no_student or said)
-        if count == 1:
-            hole = plan.settings.hole
-            # A smaller hole may be better than the measured one, and takes no longer.
-            few = averaged_holes(hole) if plan.candidates else ()
-            needed += measuring * each if few else 0.0
-            # The filter may know more of a weak picture than the network will: one or the other.
-            trying = measuring * linear + fitting
-            tried = plan.weak and bool(few) and needed + trying < _MOST * (budget - spent)
-            needed += trying if tried else 0.0
-            plan = replace(plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried)
-        else:
-            view = frames * (alone + (count - 1) * each) + measuring * all_holes
-            views = affordable_views(view, budget=budget, training=budget - spent - needed)
-            plan = replace(plan, views=views)
-            needed += (plan.views - 1) * view
+    if plan.schooling is not None:
+        return plan, needed
+    plan = replace(plan, no_student=plan.no_student or said)
+    if count == 1:
+        return _with_one_hole(plan, costs, most=_MOST * (budget - spent))
+    view = costs.frames * (costs.alone + (count - 1) * costs.each)
+    view += costs.measuring * costs.all_holes
+    views = affordable_views(view, budget=budget, training=budget - spent - needed)
+    return replace(plan, views=views), needed + (views - 1) * view
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What passes over frames cost, and how many there are.
+
+    Attributes
+    ----------
+    alone, each, linear
+        Seconds that a frame takes with one hole, longer with each further one, and longer with
+        the linear filter.
+    fitting
+        Seconds of measuring that filter.
+    frames, measuring
+        How many frames are denoised, and how many to estimate errors on.
+    closing
+        Seconds of writing the files and the report.
+    holes
+        How many there are to choose from.
+    """
+
+    alone: float
+    frames: float
+    measuring: float
+    closing: float
+    each: float = 0.0
+    linear: float = 0.0
+    fitting: float = 0.0
+    holes: int = 1
+
+    @property
+    def single(self) -> float:
+        """All seconds after training with one hole."""
+        return (self.frames + self.measuring) * self.alone + self.closing
+
+    @property
+    def all_holes(self) -> float:
+        """Seconds that a frame takes with all holes there are."""
+        return self.alone + (self.holes - 1) * self.each
+
+    @property
+    def rest(self) -> float:
+        """Seconds of all but denoising, where holes are chosen among."""
+        return self.measuring * (self.all_holes + self.linear) + self.fitting + self.closing
+
+    def ensemble(self, count: int) -> float:
+        """Return all seconds after training where so many holes are averaged."""
+        return self.frames * (self.alone + self.linear + (count - 1) * self.each) + self.rest
+
+
+def _with_correction(costs: _Costs, movie: Movie, plan: Plan, device: Any) -> _Costs:
+    """Return the costs where the result is corrected."""
+    fitted = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
+    frames = costs.frames + fitted + costs.measuring
+    # Making noise and adding up the equations takes about as long as making a map.
+    correcting = frames * correcting_s(movie, device) + fitted * mapping_s(movie, plan.noise)
+    return replace(costs, frames=frames, closing=costs.closing + correcting)
+
+
+def _with_student(
+    costs: _Costs, watch: _Stopwatch, count: int, budget: float
+) -> tuple[Schooling, float]:
+    """Return how a student is made, and all seconds after training then."""
+    one_pass = watch.student()
+    lessons, judged = passes(watch.movie, watch.plan.config.frames)
+    two = costs.alone + costs.each + costs.linear  # of two holes: there are always candidates
+    distilling = distilling_s(budget) + 1.1 * lessons * two
+    making = distilling + 1.1 * judged * (two + one_pass)
+    # Where there is time for the ensemble, there is still time when the student fails.
+    if count > 1:
+        return Schooling(seconds=distilling, ensemble_s=None), making + costs.ensemble(count)
+    schooling = Schooling(seconds=distilling, ensemble_s=costs.frames * two)
+    return schooling, making + costs.frames * one_pass + costs.rest
+
+
+def _with_one_hole(plan: Plan, costs: _Costs, *, most: float) -> tuple[Plan, float]:
+    """Return the plan, and all seconds after training, where there is time for one hole only."""
+    hole = plan.settings.hole
+    # A smaller hole may be better than the measured one, and takes no longer.
+    few = averaged_holes(hole) if plan.candidates else ()
+    needed = costs.single + (costs.measuring * costs.each if few else 0.0)
+    # The filter may know more of a weak picture than the network will: one or the other.
+    trying = costs.measuring * costs.linear + costs.fitting
+    tried = plan.weak and bool(few) and needed + trying < most
+    needed += trying if tried else 0.0
+    plan = replace(plan, holes=(hole,), candidates=few, most_holes=1, with_filter=tried)
     return plan, needed
 
 
