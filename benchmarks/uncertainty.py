@@ -43,10 +43,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--steps", type=int, default=150, help="of training")
+    parser.add_argument("--time-budget", metavar="TIME", help="of the whole job, instead of steps")
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for JSON")
     a = parser.parse_args()
     if a.quick:
         a.frames, a.size, a.steps, a.scenes, a.results = 10, 64, 10, ["au-growth"], None
+        a.time_budget = None
     described = common.machine()
     print(f"Machine: {common.machine_line(described)}\n", flush=True)
     found: list[dict[str, Any]] = []
@@ -54,13 +56,16 @@ def main() -> None:
         for seed in a.seeds:
             common.say(f"{name}, seed {seed} ...")
             measured, process = common.in_own_process(
-                coverage, name=name, seed=seed, frames=a.frames, size=a.size, steps=a.steps
-            )
+                coverage, name=name, seed=seed, frames=a.frames, size=a.size,
+                steps=None if a.time_budget else a.steps, time_budget=a.time_budget,
+            )  # fmt: skip
             found.append({**measured, "seconds": process.seconds})
             common.say(_line(found[-1]))
     rows = [[*_cells(f), "yes" if f["warned"] else ""] for f in found]
     print(common.table(("movie", "seed", *REGIONS, "error / map", "warned"), rows))
-    setup = {k: getattr(a, k) for k in ("scenes", "seeds", "frames", "size", "steps")}
+    setup = {
+        k: getattr(a, k) for k in ("scenes", "seeds", "frames", "size", "steps", "time_budget")
+    }
     common.save(
         a.results and a.results / "uncertainty.json",
         {"machine": described, "setup": setup, "found": found},
@@ -79,7 +84,9 @@ def _line(found: dict[str, Any]) -> str:
     return "  ".join(map(str, _cells(found))) + f"  ({found['seconds']:.0f} s)"
 
 
-def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dict[str, Any]:
+def coverage(
+    *, name: str, seed: int, frames: int, size: int, steps: int | None, time_budget: str | None
+) -> dict[str, Any]:
     """Simulate and denoise a movie; count how often the truth lies within the interval.
 
     Returns
@@ -97,7 +104,7 @@ def coverage(*, name: str, seed: int, frames: int, size: int, steps: int) -> dic
 
     maker, options = SCENES[name]
     scene = simulated[maker](frames=frames, size=size, seed=seed, **options)
-    result = denoise(scene.noisy, steps=steps, uncertainty=True)
+    result = denoise(scene.noisy, steps=steps, time_budget=time_budget, uncertainty=True)
     truth = np.asarray(scene.truth.data[:], float)
     assert result.uncertainty is not None
     error = np.asarray(result.uncertainty.data, float)
