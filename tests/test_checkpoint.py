@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import health, model, noisy, stop_at
 
-from shine_em.checkpoint import Model, input_hash
+from shine_em.checkpoint import Choice, Model, input_hash
 from shine_em.correction import FEATURES, Correction, blank_correction
 from shine_em.denoising import Denoiser
 from shine_em.errors import ShineError
@@ -45,6 +45,7 @@ def test_a_saved_model_predicts_bit_for_bit_the_same(
         provenance={"seed": 3, "input_hash": "ab"},
         views=2,
         correction=Correction(torch.randn(FEATURES, 2), (-2.0, 0.5)),
+        choice=Choice(((1, 3), (3, 5)), 1, with_filter=False, correct=True),
     )
     loaded = Model.load(trained.save(tmp_path / "m.safetensors"))
     raw = noisy(9, 24, 24)
@@ -53,7 +54,10 @@ def test_a_saved_model_predicts_bit_for_bit_the_same(
         for m in (trained, loaded)
     )
     np.testing.assert_array_equal(one, two)
-    same = ("normalisation", "holes", "offset", "noise", "provenance", "config", "hole", "views")
+    same = (
+        "normalisation", "holes", "offset", "noise", "provenance", "config", "hole", "views",
+        "choice",
+    )  # fmt: skip
     for name in same:
         assert getattr(loaded, name) == getattr(trained, name)
     assert loaded.blinded_lags == blinded

@@ -15,17 +15,20 @@ from small import model, noisy
 
 import shine_em as shine
 from shine_em import correction as module
+from shine_em import ensemble, reserve
+from shine_em.checkpoint import Model
 from shine_em.correction import (
     FEATURES,
     Correction,
     blank_correction,
-    correction_passes,
     fit_correction,
 )
 from shine_em.denoising import Denoiser
+from shine_em.doctor import Health, check
 from shine_em.errors import ShineError
 from shine_em.movie import Movie
-from shine_em.noise import noise_statistics
+from shine_em.noise import NoiseStatistics, noise_statistics
+from shine_em.planning import Options, prepare
 from shine_em.simulate import SCENES
 
 SIDES = st.integers(1, 40)
@@ -154,6 +157,9 @@ class Blur:
     def __init__(self, width: float) -> None:
         self.width, self.model = width, model()
 
+    def ahead(self, shape):
+        return 1
+
     def stream(self, movie, health, *, frames=None):
         for t in range(len(movie)) if frames is None else frames:
             raw = movie.frame(t).astype(np.float64)
@@ -200,7 +206,56 @@ def test_few_frames_are_looked_at_in_at_most_two_stretches(count: int, side: int
     assert len(runs) <= 2
     assert len(set(used)) == len(used) <= min(count, 24)
     assert all(0 <= t < count for t in used)
-    assert correction_passes(movie, health, 5) <= 2 * len(used) + 4 * len(runs)
+
+
+def test_a_correction_that_does_gross_harm_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    movie = Movie.from_array(noisy(20, 64, 64))
+    health, noise = check(movie), noise_statistics(movie)
+    plain = model()
+    holes = choose_holes(movie, health, noise, plain)
+    harmful = some(size=20.0)
+    monkeypatch.setattr(ensemble, "fit_correction", lambda *_, **__: harmful)
+    kept, found = ensemble.correct_ensemble(movie, health, noise, plain, holes)
+    assert kept.correction is None
+    assert found is holes
+    monkeypatch.setattr(ensemble, "fit_correction", lambda *_, **__: some(size=0.0))
+    kept, found = ensemble.correct_ensemble(movie, health, noise, plain, holes)
+    assert kept.correction is not None
+    assert found.corrected_from is not None
+
+
+def choose_holes(
+    movie: Movie, health: Health, noise: NoiseStatistics, of: Model
+) -> ensemble.Ensemble:
+    _, found = ensemble.measure_ensemble(
+        movie, health, noise, of, of.holes, most=1, with_filter=False
+    )
+    return found
+
+
+def test_a_correction_gives_way_where_there_would_be_no_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    movie = Movie.from_array(noisy(60, 24, 24))
+    options = Options(time_budget=60.0, register="never", student="never")
+    plan = prepare(movie, options)
+    monkeypatch.setattr(reserve, "mapping_s", lambda *_: 0.0)
+    monkeypatch.setattr(reserve, "correcting_s", lambda *_: 0.0)
+
+    def corrects(seconds: float, spent: float) -> bool:
+        """Tell whether a correction is planned where a frame takes so many seconds."""
+        monkeypatch.setattr(reserve, "_measure", lambda *_: seconds)
+        made, _ = reserve.reserve(  # refuses what it finds no time for
+            movie, plan, options, budget=60.0, spent=spent, device="cpu", precision="fp32",
+            writing_s=0.0,
+        )  # fmt: skip
+        return made.correct
+
+    for spent in (5.0, 18.0, 25.0):
+        slower = [corrects(seconds, spent) for seconds in np.linspace(0.02, 0.24, 23)]
+        assert slower[0]
+        assert not slower[-1]
+        assert slower == sorted(slower, reverse=True)
 
 
 @pytest.mark.parametrize("name", ["au-growth", "stem-mos2"])

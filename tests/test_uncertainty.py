@@ -13,6 +13,8 @@ from scipy import ndimage
 
 from shine_em import Movie, ShineError, denoise, read
 from shine_em.checkpoint import Model
+from shine_em.correction import correction_passes, fit_correction
+from shine_em.denoising import Denoiser
 from shine_em.doctor import Health
 from shine_em.files import Outputs, denoise_file
 from shine_em.noise import NoiseStatistics, noise_statistics
@@ -40,6 +42,9 @@ class Blur:
 
     def corrected(self, raw, frame, bad):
         return frame
+
+    def ahead(self, shape):
+        return 1
 
     def stream(
         self, movie: Movie, health: Health, *, frames: Sequence[int] | None = None
@@ -157,6 +162,68 @@ def test_frames_are_the_same_in_whatever_order_they_are_asked_for(swaying):
     forward = [one[t] for t in range(len(movie))]
     backward = [two[t] for t in reversed(range(len(movie)))][::-1]
     np.testing.assert_array_equal(forward, backward)
+
+
+def test_of_a_corrected_movie_the_uncorrected_one_is_the_known_one(swaying):
+    class Corrected(Blur):
+        def uncorrected(self):
+            return Blur()
+
+        def corrected(self, raw, frame, bad):
+            return 0.9 * frame + 10
+
+        def stream(self, movie, health, *, frames=None):
+            for t, raw, frame in super().stream(movie, health, frames=frames):
+                yield t, raw, self.corrected(raw, frame, None)
+
+    movie, _, health, noise = swaying
+    denoised, errors, _ = looked_at(Corrected(), movie, health, noise)
+    renewed = Renewed(Blur(), movie, health, noise, 0)  # type: ignore[arg-type]
+    again = Corrected().stream(movie.with_data(renewed, did="noise added"), health)
+    for t, _, twice in again:
+        _, known = renewed.known(t)
+        np.testing.assert_allclose(errors[t], error_map(known, twice - known, noise.sigma))
+        np.testing.assert_allclose(denoised[t], 0.9 * known + 10)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of frames of every pass from now on."""
+    passes: list[int] = []
+    whole = Denoiser.predict
+
+    def predict(self: Denoiser, windows: np.ndarray, shift: int = 0) -> np.ndarray:
+        passes.append(len(windows))
+        return whole(self, windows, shift)
+
+    monkeypatch.setattr(Denoiser, "predict", predict)
+    return passes
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_every_frame_is_denoised_twice_and_no_oftener(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    movie = Movie.from_array(small.noisy(40, 24, 24))
+    health, noise = small.health(movie.shape), noise_statistics(movie)
+    monkeypatch.setattr(Denoiser, "_lanes", lambda *_: 4)  # as on a machine of many cores
+    passes = counted(monkeypatch)
+    maps = ErrorMaps(Denoiser(small.model(frames=frames)), movie, health, noise)
+    assert sum(1 for _ in maps.stream(lambda *_: None)) == 40
+    assert sum(passes) == 80
+
+
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_fitting_a_correction_takes_the_passes_that_are_planned_for(
+    monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    movie = Movie.from_array(np.repeat(small.noisy(80 // copies, 24, 24), copies, axis=0))
+    health = replace(
+        small.health(movie.shape), duplicate_of=np.arange(len(movie)) // copies * copies
+    )
+    passes = counted(monkeypatch)
+    fit_correction(Denoiser(small.model()), movie, health, noise_statistics(movie))
+    planned = correction_passes(movie, health, 5)
+    assert planned - 8 <= sum(passes) <= planned + 8  # each stretch begins a few frames further
 
 
 def test_blank_frames_have_none(swaying):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,29 @@ from .student import Student
 from .training import TrainedState
 from .training_settings import TrainingSettings
 
-__all__ = ["Model", "input_hash", "require_unfinished", "versions"]
+__all__ = ["Choice", "Model", "input_hash", "require_unfinished", "versions"]
 
 FORMAT = 1
 _HASH_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may be chosen once a network is trained, as there is time for it (see `Plan`)."""
+
+    candidates: tuple[Hole, ...]
+    most_holes: int
+    with_filter: bool
+    correct: bool
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Choice:
+        """Rebuild what `dataclasses.asdict` gave, by way of JSON."""
+        candidates = tuple(check_hole((int(m), int(n))) for m, n in values["candidates"])
+        return cls(
+            candidates, int(values["most_holes"]), bool(values["with_filter"]),
+            bool(values["correct"]),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class Model:
         Mirrored views that each hole's prediction is averaged over (see `shine_em.network.VIEWS`).
     correction
         Of the ensemble's mean, where it has one (see `shine_em.correction`).
+    choice
+        What was planned for the time after training, in case that training goes on.
     """
 
     state: TrainedState
@@ -75,6 +96,7 @@ class Model:
     linear: LinearPrediction | None = None
     views: int = 1
     correction: Correction | None = None
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -155,6 +177,7 @@ class Model:
             "linear": None if self.linear is None else self.linear.to_dict(),
             "views": self.views,
             "correction": None if self.correction is None else self.correction.to_dict(),
+            "choice": None if self.choice is None else asdict(self.choice),
         }  # fmt: skip
         # Not `save_file`: it makes files that only their owner may read.
         content = save(tensors, {"shine": json.dumps(header, allow_nan=False)})
@@ -240,8 +263,8 @@ class Model:
         known = (normalisation.location, normalisation.scale, float(header["offset"]))
         if not np.isfinite(known).all() or not normalisation.scale > 0 or not holes:
             raise ValueError("no scale, no offset or no holes")
-        student, linear, correction = (  # older files: none
-            header.get(name) for name in ("student", "linear", "correction")
+        student, linear, correction, choice = (  # older files: none
+            header.get(name) for name in ("student", "linear", "correction", "choice")
         )
         return cls(
             state, normalisation, holes, float(header["offset"]),
@@ -253,6 +276,7 @@ class Model:
             int(header.get("views", 1)),  # older files: one
             None if correction is None
             else Correction.from_dict(correction, groups["correction"]["weights"]),
+            None if choice is None else Choice.from_dict(choice),
         )  # fmt: skip
 
 

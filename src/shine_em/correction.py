@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Correction:
     halo = math.ceil(3 * max(*_RESIDUAL, *_PICTURE)) + 1
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.knots, self.knots[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(self.knots))
         if self.weights.shape != (FEATURES, len(self.knots)) or not rising or not self.knots:
             raise ShineError(
                 f"a correction cannot have weights of the shape {tuple(self.weights.shape)} for "
@@ -142,16 +143,10 @@ class Correction:
 
 def _shares(slope: Tensor, knots: Sequence[float]) -> Tensor:
     """Return ``(knots, h, w)``: the share of each knot at a slope; they sum to 1."""
-    if len(knots) == 1:
-        return torch.ones((1, *slope.shape), device=slope.device)
-    s = slope.clamp(knots[0], knots[-1])
-    parts = []
-    for i, knot in enumerate(knots):
-        rise = (s - knots[i - 1]) / (knot - knots[i - 1]) if i else None
-        fall = (knots[i + 1] - s) / (knots[i + 1] - knot) if i + 1 < len(knots) else None
-        both = [side for side in (rise, fall) if side is not None]
-        parts.append((torch.minimum(*both) if len(both) == 2 else both[0]).clamp(0, 1))
-    return torch.stack(parts)
+    place = torch.zeros_like(slope)  # between the knots: 1.5 lies halfway from the second on
+    for low, high in pairwise(knots):
+        place += ((slope - low) / (high - low)).clamp(0, 1)
+    return torch.stack([(1 - (place - i).abs()).clamp(min=0) for i in range(len(knots))])
 
 
 def _strips(height: int, width: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -294,7 +289,8 @@ def _runs(movie: Movie, health: Health) -> list[list[int]]:
 
 def correction_passes(movie: Movie, health: Health, frames: int) -> int:
     """Return how many frames' worth of inference fitting takes, with windows of ``frames``."""
-    return sum(2 * len(run) + frames - 1 for run in _runs(movie, health))
+    # Frames between those fitted on, as copies, are made as well, and half a window on both sides.
+    return sum(len(run) + run[-1] - run[0] + frames for run in _runs(movie, health))
 
 
 def blank_correction() -> Correction:

@@ -276,9 +276,7 @@ class Denoiser:
         timeline = Timeline(len(movie), health, model.blinded_lags)
         pick = timeline.half_window if halves else timeline.window
         cache = _FrameCache(movie, health, model, self.device, keep=2 * model.config.frames + 2)
-        # As many frames at a time as keep a card busy.
-        pixels = movie.shape[1] * movie.shape[2]
-        most = max(1, min(8, _CARD_PIXELS // pixels)) if self.device.type == "cuda" else 1
+        most = self._at_once(movie.shape[1:])
 
         def batches() -> Iterator[_Batch]:
             pending: list[tuple[int, Window]] = []
@@ -305,6 +303,18 @@ class Denoiser:
                 for t, raw, frame in done:
                     # A blanked frame holds no picture to restore: it is handed on as it is.
                     yield t, raw, frame if timeline.usable[t] else raw.astype(np.float32)
+
+    def ahead(self, shape: tuple[int, int]) -> int:
+        """Return how many frames `stream` has begun at most beyond the one it hands on.
+
+        The frames of half a window after those come on top.
+        """
+        return (self._lanes(shape) + 1) * self._at_once(shape)
+
+    def _at_once(self, shape: tuple[int, int]) -> int:
+        """Return how many frames are denoised in one pass: on a card, as many as keep it busy."""
+        most = _CARD_PIXELS // (shape[0] * shape[1])
+        return max(1, min(8, most)) if self.device.type == "cuda" else 1
 
     def _lanes(self, shape: tuple[int, int]) -> int:
         """Return how many frames are denoised side by side, in the memory of one widest tile.

@@ -177,7 +177,7 @@ def graduate(
     alone = schooling.ensemble_s is not None
     holes = student.rival or ((model.hole,) if alone else model.holes)
     rival = teacher
-    if holes != model.holes:
+    if alone or holes != model.holes:
         rival = Denoiser(model, device=device, precision=precision, holes=holes, tile=tile)
     learned = replace(model, student=replace(student, rival=holes))
     made = Denoiser(learned, device=device, precision=precision, tile=tile)
@@ -211,7 +211,8 @@ def denoised_by(model: Model, verdict: Verdict | None, no_student: str) -> str:
 def _who_denoised(model: Model) -> str:
     share = 0.0 if model.linear is None else model.linear.share
     if share == 1:
-        return "A linear blind filter denoised every frame: the network has no part in the result."
+        by = "A linear blind filter" + (", corrected," if model.correction is not None else "")
+        return f"{by} denoised every frame: the network has no part in the result."
     if share:
         return (
             "The blind-spot network and a linear blind filter denoised every frame, averaged with "

@@ -240,7 +240,7 @@ def correct_ensemble(
     device, precision, tile
         As for `Denoiser`.
     """
-    denoiser = Denoiser(model, device=device, precision=precision, tile=tile).uncorrected()
+    denoiser = Denoiser(model, device=device, precision=precision, tile=tile)
     found = fit_correction(denoiser, movie, health, noise, seed=model.state.settings.seed + 1)
     if found is None:
         return model, ensemble

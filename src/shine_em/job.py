@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .checkpoint import Model, input_hash, require_unfinished, versions
+from .checkpoint import Choice, Model, input_hash, require_unfinished, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, halves_snr, keep_mean
 from .distillation import STEPS, Schooling, Verdict, denoised_by, graduate
@@ -367,6 +367,8 @@ def _fit(
         require_unfinished(resume.state)
         candidates = holes_to_try(options, plan.settings)
         plan = replace(plan, candidates=candidates, views=resume.views)
+        if candidates and resume.choice is not None and resume.state.settings.steps:
+            plan = replace(plan, **vars(resume.choice))
     weights, plan, origin = beginning(plan, options, model=start, resume=resume, name=movie.name)
     device = pick_device(options.device)
     precision = pick_precision(device, options.precision)
@@ -422,6 +424,7 @@ def _fit(
             "trained": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         views=plan.views,
+        choice=Choice(plan.candidates, plan.most_holes, plan.with_filter, plan.correct),
     )  # fmt: skip
     stopped = state.stopped == "interrupted"
     with _rescued(model):

@@ -106,8 +106,9 @@ class Renewed:
         reach = denoiser.model.config.frames // 2
         self.next = 0 if frames is None else max(0, frames[0] - reach)
         self.frames = denoiser.stream(movie, health, frames=range(self.next, len(movie)))
-        # A window holds a few frames before the one that is denoised, and their copies.
-        self.keep = 2 * denoiser.model.config.frames + 2
+        # What is denoised once more has begun further on than the frame that is asked for last; a
+        # window holds a few frames before and after its own, and their copies.
+        self.keep = denoiser.ahead(movie.shape[1:]) + 2 * denoiser.model.config.frames + 2
         self.held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def known(self, t: int) -> tuple[np.ndarray, np.ndarray]:

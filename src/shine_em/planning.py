@@ -154,9 +154,9 @@ class Plan:
     Of ``candidates`` at most ``most_holes`` will be chosen by measured error, once the network is
     trained, and the linear prediction beside them if ``with_filter``; ``ensemble`` says which.
     ``holes`` are those to average over as long as nothing was measured, or where nothing is to be
-    chosen; several are run in ``views`` mirrored views. A chosen ensemble is corrected where that
-    helps, if ``correct``. ``schooling`` says how a student is to be
-    made, ``no_student`` why none is. ``weak`` is what `is_weak` says of the picture.
+    chosen; several are run in ``views`` mirrored views. A chosen ensemble is corrected if
+    ``correct``, unless that does gross harm. ``schooling`` says how a student is to be made,
+    ``no_student`` why none is. ``weak`` is what `is_weak` says of the picture.
     """
 
     health: Health

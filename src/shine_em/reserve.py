@@ -83,7 +83,7 @@ def reserve(
     plan = replace(plan, correct=False)
     if plan.candidates and plan.noise.sigma > 0 and not hurried:
         dearer = _with_correction(costs, movie, plan, device)
-        if dearer.single < _CORRECTED_SHARE * budget:
+        if dearer.single < min(_CORRECTED_SHARE * budget, _MOST * (budget - spent)):
             plan, costs = replace(plan, correct=True), dearer
     by_force = options.student == "always"
     pays = by_force or distilling_s(budget) + costs.closing < costs.single
@@ -98,8 +98,8 @@ def reserve(
     count = 1
     if not hurried:
         count = affordable(
-            costs.frames * (costs.alone + costs.linear), costs.frames * costs.each, costs.holes,
-            budget=budget, rest=costs.rest,
+            costs.averaged * (costs.alone + costs.linear), costs.averaged * costs.each,
+            costs.holes, budget=budget, rest=costs.rest,
         )  # fmt: skip
     needed, said = costs.single, "making it would take longer than it saves"
     if count > 1:
@@ -124,7 +124,7 @@ def reserve(
     plan = replace(plan, no_student=plan.no_student or said)
     if count == 1:
         return _with_one_hole(plan, costs, most=_MOST * (budget - spent))
-    view = costs.frames * (costs.alone + (count - 1) * costs.each)
+    view = costs.averaged * (costs.alone + (count - 1) * costs.each)
     view += costs.measuring * costs.all_holes
     views = affordable_views(view, budget=budget, training=budget - spent - needed)
     return replace(plan, views=views), needed + (views - 1) * view
@@ -141,8 +141,9 @@ class _Costs:
         the linear filter.
     fitting
         Seconds of measuring that filter.
-    frames, measuring
-        How many frames are denoised, and how many to estimate errors on.
+    frames, fitted, measuring
+        How many frames are denoised, how many before that to fit a correction on, and how many to
+        estimate errors on.
     closing
         Seconds of writing the files and the report.
     holes
@@ -156,12 +157,18 @@ class _Costs:
     each: float = 0.0
     linear: float = 0.0
     fitting: float = 0.0
+    fitted: float = 0.0
     holes: int = 1
+
+    @property
+    def averaged(self) -> float:
+        """How many frames are denoised by all that is averaged."""
+        return self.frames + self.fitted
 
     @property
     def single(self) -> float:
         """All seconds after training with one hole."""
-        return (self.frames + self.measuring) * self.alone + self.closing
+        return (self.averaged + self.measuring) * self.alone + self.closing
 
     @property
     def all_holes(self) -> float:
@@ -175,16 +182,17 @@ class _Costs:
 
     def ensemble(self, count: int) -> float:
         """Return all seconds after training where so many holes are averaged."""
-        return self.frames * (self.alone + self.linear + (count - 1) * self.each) + self.rest
+        return self.averaged * (self.alone + self.linear + (count - 1) * self.each) + self.rest
 
 
 def _with_correction(costs: _Costs, movie: Movie, plan: Plan, device: Any) -> _Costs:
     """Return the costs where the result is corrected."""
-    fitted = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
-    frames = costs.frames + fitted + costs.measuring
+    renewed = 1.1 * correction_passes(movie, plan.health, plan.config.frames)
+    fitted = renewed + costs.measuring  # its error is estimated as well
     # Making noise and adding up the equations takes about as long as making a map.
-    correcting = frames * correcting_s(movie, device) + fitted * mapping_s(movie, plan.noise)
-    return replace(costs, frames=frames, closing=costs.closing + correcting)
+    correcting = (costs.frames + fitted) * correcting_s(movie, device)
+    correcting += renewed * mapping_s(movie, plan.noise)
+    return replace(costs, fitted=fitted, closing=costs.closing + correcting)
 
 
 def _with_student(
@@ -200,6 +208,7 @@ def _with_student(
     if count > 1:
         return Schooling(seconds=distilling, ensemble_s=None), making + costs.ensemble(count)
     schooling = Schooling(seconds=distilling, ensemble_s=costs.frames * two)
+    making += costs.fitted * two  # by the ensemble: a correction is fitted before
     return schooling, making + costs.frames * one_pass + costs.rest
 
 

@@ -4,8 +4,9 @@ A blind-spot ensemble pays for its blindness: the trunk may not be read where it
 every hole is read on its own. Its results can be learned by an ordinary small U-Net that sees
 every pixel (knowledge distillation: G. Hinton et al., arXiv 1503.02531; for blind-spot networks:
 S. Chen et al., "Exploring asymmetric tunable blind-spots", CVPR 2024). The targets hold hardly any
-noise, so that it learns fast, and they are blind to the noise of the pixel that they stand for:
-the student, although it sees that pixel, is never taught to copy its noise.
+noise, so that it learns fast, and they are blind to the noise of the pixel that they stand for, but
+for the little that a correction hands on: the student, although it sees that pixel, is not taught
+to copy its noise.
 
 The student works at half the frame's resolution from its first convolution on, with the four
 pixels of a 2×2 block as channels (as FFDNet: K. Zhang et al., IEEE Trans. Image Process. 27, 4608,

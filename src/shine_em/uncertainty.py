@@ -123,10 +123,10 @@ class ErrorMaps:
         )
         for t, _, twice in again:
             raw, known = renewed.known(t)
-            error = error_map(known, twice - known, self.noise.sigma)
             if self.health.blank[t]:
-                error, denoised = np.full_like(error, np.nan), known
+                error, denoised = np.full(known.shape, np.nan, np.float32), known
             else:
+                error = error_map(known, twice - known, self.noise.sigma)
                 denoised = self.denoiser.corrected(raw, known, self.bad)
                 self._add(raw, denoised, error)
             sink(t, error)
