@@ -143,7 +143,7 @@ class Correction:
 
 def _shares(slope: Tensor, knots: Sequence[float]) -> Tensor:
     """Return ``(knots, h, w)``: the share of each knot at a slope; they sum to 1."""
-    place = torch.zeros_like(slope)  # between the knots: 1.5 lies halfway from the second on
+    place = torch.zeros_like(slope)  # 1.5: halfway from the second knot to the third
     for low, high in pairwise(knots):
         place += ((slope - low) / (high - low)).clamp(0, 1)
     return torch.stack([(1 - (place - i).abs()).clamp(min=0) for i in range(len(knots))])
