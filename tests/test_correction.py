@@ -16,7 +16,6 @@ from small import model, noisy
 import shine_em as shine
 from shine_em import correction as module
 from shine_em import ensemble, reserve
-from shine_em.checkpoint import Model
 from shine_em.correction import (
     FEATURES,
     Correction,
@@ -24,10 +23,10 @@ from shine_em.correction import (
     fit_correction,
 )
 from shine_em.denoising import Denoiser
-from shine_em.doctor import Health, check
+from shine_em.doctor import check
 from shine_em.errors import ShineError
 from shine_em.movie import Movie
-from shine_em.noise import NoiseStatistics, noise_statistics
+from shine_em.noise import noise_statistics
 from shine_em.planning import Options, prepare
 from shine_em.simulate import SCENES
 
@@ -212,7 +211,9 @@ def test_a_correction_that_does_gross_harm_is_not_kept(monkeypatch: pytest.Monke
     movie = Movie.from_array(noisy(20, 64, 64))
     health, noise = check(movie), noise_statistics(movie)
     plain = model()
-    holes = choose_holes(movie, health, noise, plain)
+    _, holes = ensemble.measure_ensemble(
+        movie, health, noise, plain, plain.holes, most=1, with_filter=False
+    )
     harmful = some(size=20.0)
     monkeypatch.setattr(ensemble, "fit_correction", lambda *_, **__: harmful)
     kept, found = ensemble.correct_ensemble(movie, health, noise, plain, holes)
@@ -222,15 +223,6 @@ def test_a_correction_that_does_gross_harm_is_not_kept(monkeypatch: pytest.Monke
     kept, found = ensemble.correct_ensemble(movie, health, noise, plain, holes)
     assert kept.correction is not None
     assert found.corrected_from is not None
-
-
-def choose_holes(
-    movie: Movie, health: Health, noise: NoiseStatistics, of: Model
-) -> ensemble.Ensemble:
-    _, found = ensemble.measure_ensemble(
-        movie, health, noise, of, of.holes, most=1, with_filter=False
-    )
-    return found
 
 
 def test_a_correction_gives_way_where_there_would_be_no_time_left(
