@@ -7,13 +7,15 @@ the result is off, :math:`d = \hat x(\hat x + n') - \hat x`, is one sample of th
 mean square over neighbouring pixels, :math:`b`, its variance.
 
 The denoised movie is smoother than the truth. What the denoiser blurs has gone from it already, so
-that :math:`b` says too little where the picture is steep. With :math:`G`, the squared slope of the
-denoised picture (per pixel), the squared error of trained networks follows
+that :math:`b` says too little where the picture is steep, and most on an edge for itself; in flat
+parts, where noise that was left over counts as picture, it says too much. With :math:`G` and
+:math:`G_2`, the squared slope of the denoised picture (per pixel) as Gaussians of 1 and 2 px smooth
+it, the squared error of trained networks follows
 
-.. math:: e^2 = \sqrt{(0.7\, b)^2 + (0.6\, b^{1/3} G^{2/3})^2}
+.. math:: e^2 = 1.55\, b\, (G / b)^{1/5}\, (G / G_2)^{3/4}
 
 on simulated movies of several kinds, doses and lengths of training, without a number that would
-have to be fitted to each of them: what was measured is in docs/uncertainty.md. Both terms count in
+have to be fitted to each of them: what was measured is in docs/uncertainty.md. All squares are in
 squared units of the movie.
 
 Where results are corrected (`shine_em.correction`), the movie that noise is added to is the
@@ -55,11 +57,12 @@ __all__ = [
 
 # By how many standard errors 68 and 95 of 100 pixels are off at most, as measured on simulated
 # movies; 1 and 1.96 for normal errors whose spread is known exactly.
-WITHIN_68, WITHIN_95 = 0.9, 2.0
+WITHIN_68, WITHIN_95 = 1.0, 2.2
 
-_NEAR, _SLOPE = 1.5, 1.0  # px: Gaussian widths of b and G
-_AGAIN, _STEEP, _POWER = 0.7, 0.6, 2 / 3  # of the law
-_LEAST = 1e-6  # of the noise variance: no pixel is known better
+_NEAR, _SLOPE, _WIDE = 1.5, 1.0, 2.0  # px: Gaussian widths of b, G and G2
+_FACTOR, _STEEP, _ALONE = 1.55, 0.2, 0.75  # of the law
+# Of the noise variance: less of b, of a squared slope, is not told from nothing.
+_LEAST, _FLAT = 1e-6, 1e-8
 _WEAK = 0.004  # mean squared error, of the noise variance, below which much may be missing unseen
 _OTHER = (0.5, 4.0)  # residual, of the noise variance, outside of which it is not that noise
 
@@ -126,8 +129,8 @@ class ErrorMaps:
             if self.health.blank[t]:
                 error, denoised = np.full(known.shape, np.nan, np.float32), known
             else:
-                error = error_map(known, twice - known, self.noise.sigma)
                 denoised = self.denoiser.corrected(raw, known, self.bad)
+                error = error_map(denoised, twice - known, self.noise.sigma)
                 self._add(raw, denoised, error)
             sink(t, error)
             yield t, raw, denoised
@@ -177,13 +180,19 @@ def error_map(denoised: np.ndarray, off: np.ndarray, sigma: float) -> np.ndarray
     # From the mean absolute value: at an edge, less of the other side bleeds in.
     near = ndimage.gaussian_filter(np.abs(off.astype(float)), _NEAR, mode="nearest")
     again = np.pi / 2 * near**2 + _LEAST * sigma**2
-    slope = np.zeros(denoised.shape)
-    for axis in (0, 1):
-        if slope.shape[axis] > 1:
-            steep = np.abs(np.gradient(denoised.astype(float), axis=axis))
-            slope += ndimage.gaussian_filter(steep, _SLOPE, mode="nearest") ** 2
-    squared = again * np.hypot(_AGAIN, _STEEP * (slope / again) ** _POWER)
+    slope, wide = (_squared_slope(denoised, w) + _FLAT * sigma**2 for w in (_SLOPE, _WIDE))
+    squared = _FACTOR * again * (slope / again) ** _STEEP * (slope / wide) ** _ALONE
     return np.asarray(np.sqrt(squared).astype(np.float32))
+
+
+def _squared_slope(image: np.ndarray, width: float) -> np.ndarray:
+    """Return the squared slope per pixel, as a Gaussian of ``width`` px smooths it."""
+    total = np.zeros(image.shape)
+    for axis in (0, 1):
+        if image.shape[axis] > 1:
+            steep = np.abs(np.gradient(image.astype(float), axis=axis))
+            total += ndimage.gaussian_filter(steep, width, mode="nearest") ** 2
+    return total
 
 
 def check_possible(movie: Movie, noise: NoiseStatistics) -> None:
