@@ -180,19 +180,15 @@ def error_map(denoised: np.ndarray, off: np.ndarray, sigma: float) -> np.ndarray
     # From the mean absolute value: at an edge, less of the other side bleeds in.
     near = ndimage.gaussian_filter(np.abs(off.astype(float)), _NEAR, mode="nearest")
     again = np.pi / 2 * near**2 + _LEAST * sigma**2
-    slope, wide = (_squared_slope(denoised, w) + _FLAT * sigma**2 for w in (_SLOPE, _WIDE))
+    flat = np.full(denoised.shape, _FLAT * sigma**2)
+    axes = [axis for axis in (0, 1) if denoised.shape[axis] > 1]
+    steep = [np.abs(np.gradient(denoised.astype(float), axis=axis)) for axis in axes]
+    slope, wide = (
+        sum((ndimage.gaussian_filter(s, width, mode="nearest") ** 2 for s in steep), flat)
+        for width in (_SLOPE, _WIDE)
+    )
     squared = _FACTOR * again * (slope / again) ** _STEEP * (slope / wide) ** _ALONE
     return np.asarray(np.sqrt(squared).astype(np.float32))
-
-
-def _squared_slope(image: np.ndarray, width: float) -> np.ndarray:
-    """Return the squared slope per pixel, as a Gaussian of ``width`` px smooths it."""
-    total = np.zeros(image.shape)
-    for axis in (0, 1):
-        if image.shape[axis] > 1:
-            steep = np.abs(np.gradient(image.astype(float), axis=axis))
-            total += ndimage.gaussian_filter(steep, width, mode="nearest") ** 2
-    return total
 
 
 def check_possible(movie: Movie, noise: NoiseStatistics) -> None:
