@@ -1,4 +1,4 @@
-"""Does the uncertainty map hold? Shares of the pixels within 1.0 and 2.2 errors of the truth.
+"""Does the uncertainty map hold? Shares of the pixels within 1.0 and 2.4 errors of the truth.
 
 python benchmarks/uncertainty.py            # seven movies of 24 frames of 192×192
 python benchmarks/uncertainty.py --quick    # does it run? no result
@@ -93,7 +93,7 @@ def coverage(
     -------
     dict
         ``regions``: by name the share of the ``pixels``, the shares ``within_68`` and ``within_95``
-        of 1.0 and 2.2 standard errors, and the ``ratio`` of the root-mean-square error to that of
+        of 1.0 and 2.4 standard errors, and the ``ratio`` of the root-mean-square error to that of
         the map (None where a region has no pixel).
     """
     import numpy as np

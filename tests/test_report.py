@@ -492,7 +492,7 @@ def test_the_uncertainty_map_is_shown_where_it_was_asked_for(data, page_path, br
     section = opened.locator("#uncertainty")
     words = section.inner_text()
     assert "frame 3" in words
-    assert "± 1 and 95 within ± 2.2 times" in words
+    assert "± 1 and 95 within ± 2.4 times" in words
     drawn = section.locator("svg").inner_html()
     assert drawn.count("<image") == 4  # two pictures and their colour bars
     assert "± / counts" in section.locator("svg").text_content()

@@ -23,6 +23,7 @@ from shine_em.error_estimate import ErrorEstimator
 from shine_em.errors import ShineError
 from shine_em.job import train_model
 from shine_em.movie import Movie
+from shine_em.noise import noise_of
 from shine_em.planning import Options, Plan, averaged_holes, prepare
 from shine_em.student import WIDTHS, Student, StudentNetwork
 
@@ -167,7 +168,8 @@ def test_a_student_no_worse_than_what_it_stands_in_for_is_used_and_reused(
     nothing = {k: torch.zeros_like(v) for k, v in trained.state.best.items()}
     state = replace(trained.state, best=nothing)
     poor = replace(trained, state=state, student=student, linear=None)
-    kept, verdict = graduate(movie, plan.health, plan.noise, poor, Schooling(steps=1))
+    noise = noise_of(movie, plan.health)  # all that is known without the network
+    kept, verdict = graduate(movie, plan.health, noise, poor, Schooling(steps=1))
     assert verdict.kept
     assert kept.student is not None
     assert kept.student.rival == trained.holes

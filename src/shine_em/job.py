@@ -30,6 +30,7 @@ from .observing import Observations, Observer
 from .patches import Normalisation
 from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
+from .removed import noise_removed
 from .reserve import REPORT_S, choosing_s, distilling_s, duration_text, reserve
 from .reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
@@ -247,19 +248,22 @@ def run(
     plan = prepare(movie, options, model=model or resume, progress=tell)
     if error_sink is not None:
         check_possible(movie, plan.noise)
+    device = pick_device(options.device)
+    precision = pick_precision(device, options.precision)
     trained_here = model is None
     if model is None:
         model, plan = _fit(movie, plan, options, resume, start, clock, writing_s, tell)
     else:
         plan = replace(plan, warnings=plan.warnings + misfit(movie, plan, model))
         model = applied(movie, plan, options, model)
+        noise = noise_removed(
+            movie, plan.health, plan.noise, model, device=device, precision=precision,
+            tile=options.tile,
+        )  # fmt: skip
+        plan = replace(plan, noise=noise)
     with _rescued(model if trained_here else None):
         model, plan, verdict = _one_pass(movie, plan, options, model, clock, tell)
-    device = pick_device(options.device)
-    denoiser = Denoiser(
-        model, device=device, precision=pick_precision(device, options.precision),
-        tile=options.tile,
-    )  # fmt: skip
+    denoiser = Denoiser(model, device=device, precision=precision, tile=options.tile)
     error = verdict.student if denoiser.by_student and verdict else None
     # Windows share no frame, nor frames whose noise is alike.
     apart = model.config.frames + max(model.blinded_lags, default=0)
@@ -441,6 +445,11 @@ def _fit(
         model = replace(
             model, offset=brightness_offset(movie, plan.health, model, device, precision)
         )
+        noise = noise_removed(
+            movie, plan.health, plan.noise, model, device=device, precision=precision,
+            tile=options.tile,
+        )  # fmt: skip
+        plan, model = replace(plan, noise=noise), replace(model, noise=noise.to_dict())
         if plan.ensemble is not None and plan.correct:
             tell(Event("fitting the correction", 0, 1))
             model, ensemble = correct_ensemble(

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["MeanVariance", "fit_mean_variance"]
+__all__ = ["MeanVariance", "fit_mean_variance", "fit_removed"]
 
-# Ratio between line and variance beyond which one of them is wrong: 0.97 to 1.09 on 14 movies, 2.4
-# where a lattice drifts by pixels from frame to frame.
-_AGREEMENT = 1.3
+# Ratio between line and variance beyond which one of them is wrong: 0.99 to 1.02 on 12 simulated
+# movies, 1.18 and 2.3 where a lattice trembles or drifts by pixels from frame to frame.
+_AGREEMENT = 1.15
+# Ratio between what was removed and the noise beyond which it is something else.
+_REMOVED = 1.4
+_BINS = 24  # of the signal
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class MeanVariance:
     reliable
         False where the means span too little to tell slope from offset, or where the line and the
         noise's own variance disagree: the picture changes too much from frame to frame.
+    removed
+        Whether it was measured in what a denoiser removed, not in differences of frames.
     """
 
     gain: float
@@ -38,6 +43,7 @@ class MeanVariance:
     means: np.ndarray
     variances: np.ndarray
     reliable: bool
+    removed: bool = False
 
 
 def fit_mean_variance(
@@ -50,8 +56,9 @@ def fit_mean_variance(
     (an instrument, as statistics has it), and neither flattens the line nor, counts being skewed,
     gives it a slope of its own; nor does a picture that has moved on between those frames. A
     picture that changes everywhere *within* the two or three frames of a variance passes for
-    noise: over a lattice that rotates fast the line comes out up to half too steep. Where that
-    makes the line disagree with the noise variance measured otherwise, it is called unreliable.
+    noise: over a lattice that rotates fast or trembles the line comes out up to twice too steep.
+    Where that makes it disagree with the noise variance measured otherwise, it is called
+    unreliable; `fit_removed` can tell more.
 
     Parameters
     ----------
@@ -64,8 +71,8 @@ def fit_mean_variance(
     scale
         Movie units per unit of the means.
     variance
-        The noise variance of a typical pixel, known by other means (of the blocks' units, squared).
-        A line that does not come near it at the mean signal has taken motion for noise.
+        The mean noise variance, known by other means (of the blocks' units, squared). A line that
+        does not come near it at the mean signal has taken motion for noise.
 
     Returns
     -------
@@ -94,18 +101,7 @@ def fit_mean_variance(
     of_means = np.array([group[:, 2].std() for group in groups]) / np.sqrt(counts)
     variances = np.array([_median_of_means(group[:, 1]) for group in groups])
     of_variances = np.maximum(variances, 0.01 * variances.max()) * np.sqrt(2 / freedom / counts)
-    gain = level = 0.0
-    heed = np.ones(len(groups))
-    for _ in range(20):
-        error = np.sqrt(of_variances**2 + (gain * of_means) ** 2 + (0.01 * variances.mean()) ** 2)
-        weight = heed / error
-        middle = float(np.average(means, weights=weight**2))
-        gain, level = (float(v) for v in np.polyfit(means - middle, variances, 1, w=weight))
-        apart = np.abs(variances - gain * (means - middle) - level) / error
-        scatter = max(1.4826 * float(np.median(apart)), 0.1)
-        heed = 1 / np.sqrt(np.maximum(apart / (1.5 * scatter), 1))
-    uncertainty = scatter / np.sqrt((weight**2 * (means - middle) ** 2).sum())
-    offset = level - gain * middle
+    gain, offset, uncertainty = _line(means, of_means, variances, of_variances)
     at_mean = gain * float(blocks[:, 2].mean()) + offset
     agrees = variance is None or variance / _AGREEMENT < at_mean < variance * _AGREEMENT
     return MeanVariance(
@@ -116,6 +112,88 @@ def fit_mean_variance(
         variances=variances * scale**2,
         reliable=bool(gain > 4 * uncertainty) and agrees,
     )
+
+
+def fit_removed(
+    signal: np.ndarray,
+    squares: np.ndarray,
+    before: MeanVariance,
+    *,
+    independent: float,
+    mean: float,
+) -> MeanVariance:
+    """Fit the noise variance in what a denoiser removed against the denoised signal.
+
+    A blind prediction knows nothing of the noise of the pixel, so that of all pixels with the same
+    denoised value the mean square of raw − denoised is the noise variance there, and a little more
+    for the denoiser's own error. Motion plays no part in it.
+
+    Parameters
+    ----------
+    signal, squares
+        ``(n,)``: denoised pixels, and (raw − denoised)² of them; movie units, and squared.
+    before
+        The curve from differences of frames.
+    independent
+        Share of the pixels that count as independent: 1 / Σρ² of the noise.
+    mean
+        Mean noise variance of these pixels, as it is known otherwise: the squares are scaled to it.
+
+    Returns
+    -------
+    MeanVariance
+        `before` where the signal spans too little to tell more, or where what was removed is not
+        the noise.
+    """
+    factor = mean / float(squares.mean())
+    low, high = np.quantile(signal, [0.002, 0.998])
+    if not high > low or not 1 / _REMOVED < factor < _REMOVED:
+        return before
+    which = np.digitize(signal, np.linspace(low, high, _BINS + 1)[1:-1])
+    counts = np.bincount(which, minlength=_BINS)
+    used = counts * independent >= 100
+    if used.sum() < 3:
+        return before
+    counts = counts[used]
+
+    def binned(values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.bincount(which, values, _BINS)[used] / counts)
+
+    means, variances = binned(signal), factor * binned(squares)
+    scatter = np.sqrt(np.maximum(factor**2 * binned(squares**2) - variances**2, 0))
+    of_variances = scatter / np.sqrt(counts * independent)
+    gain, _, uncertainty = _line(means, np.zeros(len(means)), variances, of_variances)
+    clear = gain > 4 * uncertainty
+    other = before.reliable and abs(gain - before.gain) > 4 * uncertainty
+    if not clear and not other:
+        return before
+    offset = mean - gain * float(signal.mean())
+    read_noise = float(np.sqrt(max(offset, 0)))
+    return MeanVariance(gain, offset, read_noise, means, variances, clear, removed=True)
+
+
+def _line(
+    means: np.ndarray, of_means: np.ndarray, variances: np.ndarray, of_variances: np.ndarray
+) -> tuple[float, float, float]:
+    """Fit a line, robust to single points; return gain, offset and the gain's uncertainty.
+
+    Parameters
+    ----------
+    means, of_means, variances, of_variances
+        The points and their standard errors.
+    """
+    gain = level = 0.0
+    heed = np.ones(len(means))
+    for _ in range(20):
+        error = np.sqrt(of_variances**2 + (gain * of_means) ** 2 + (0.01 * variances.mean()) ** 2)
+        weight = heed / error
+        middle = float(np.average(means, weights=weight**2))
+        gain, level = (float(v) for v in np.polyfit(means - middle, variances, 1, w=weight))
+        apart = np.abs(variances - gain * (means - middle) - level) / error
+        scatter = max(1.4826 * float(np.median(apart)), 0.1)
+        heed = 1 / np.sqrt(np.maximum(apart / (1.5 * scatter), 1))
+    uncertainty = float(scatter / np.sqrt((weight**2 * (means - middle) ** 2).sum()))
+    return gain, level - gain * middle, uncertainty
 
 
 def _grouped(blocks: np.ndarray) -> list[np.ndarray]:

@@ -264,7 +264,7 @@ def noise_statistics(
             spectra.blocks,
             freedom=spectra.block_pixels / float((correlation**2).sum()),
             scale=spectra.scale,
-            variance=float(np.median(level[alive])) * variance,
+            variance=float(np.mean(level[alive])) * variance,
         ),
         homogeneity=homogeneity,
         homogeneity_spread=spread,

@@ -57,7 +57,7 @@ __all__ = [
 
 # By how many standard errors 68 and 95 of 100 pixels are off at most, as measured on simulated
 # movies; 1 and 1.96 for normal errors whose spread is known exactly.
-WITHIN_68, WITHIN_95 = 1.0, 2.2
+WITHIN_68, WITHIN_95 = 1.0, 2.4
 
 _NEAR, _SLOPE, _WIDE = 1.5, 1.0, 2.0  # px: Gaussian widths of b, G and G2
 _FACTOR, _STEEP, _ALONE = 1.55, 0.2, 0.75  # of the law
