@@ -206,6 +206,21 @@ def test_an_unreliable_gain_has_both_its_reasons(tmp_path, data: ReportData) -> 
     assert "the signal varies too little, or moves too fast" in text
 
 
+def test_the_gain_is_told_and_where_it_was_measured(tmp_path, data: ReportData) -> None:
+    curve = replace(data.noise.mean_variance, gain=24.36, reliable=True, removed=True)
+    for one, gained, removed in (
+        (curve, True, True),
+        (replace(curve, removed=False), True, False),
+        (replace(curve, reliable=False), False, True),
+    ):
+        noise = replace(data.noise, mean_variance=one)
+        text = write_report(tmp_path / "r.html", replace(data, noise=noise)).read_text("utf-8")
+        assert ("by 24.4 for each unit" in text) == gained
+        assert ("here it does not" in text) != gained
+        assert ("Measured in what was removed" in text) == removed
+        (tmp_path / "r.html").unlink()
+
+
 @pytest.mark.parametrize("shape", [(1, 40, 40), (2, 17, 33), (3, 12, 12)])
 def test_small_movies_without_anything_known(tmp_path, data: ReportData, shape) -> None:
     movie = Movie.from_array(np.random.default_rng(0).poisson(5, shape).astype(np.uint8))

@@ -131,8 +131,9 @@ def print_summary(
     state, model, stats = result.model.state, result.model, result.noise
     for warning in result.warnings:
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    gain = f", gain {stats.mean_variance.gain:.3g}" if stats.mean_variance.reliable else ""
     console.print(
-        f"Noise: σ {stats.sigma:.4g}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
+        f"Noise: σ {stats.sigma:.4g}{gain}, blind spot {stats.hole[0]}x{stats.hole[1]} recommended "
         f"({stats.confidence} confidence); used {model.averaged}.",
         soft_wrap=True,
     )

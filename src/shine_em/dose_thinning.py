@@ -148,9 +148,9 @@ def electron_noise(
     else:
         raise ShineError(
             f"{movie.name}: how the noise grows with the signal is unknown (the signal varies too "
-            "little, or the noise does not follow it), so a lower dose cannot be made of it. Give "
-            "--gain, the noise variance per signal (the report of shine denoise may tell it), or "
-            "--dark, the pixel value without electrons, if the read noise is negligible."
+            "little or moves too fast, or the noise does not follow it). Give --gain, the noise "
+            "variance per signal (the report of shine denoise may tell it), or, if the read noise "
+            "is negligible, --dark, the pixel value without electrons."
         )
     dark, read_variance = dark or 0.0, max(read_variance, 0.0)
     if not dark < level:

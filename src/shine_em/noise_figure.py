@@ -50,8 +50,8 @@ def format_table(stats: NoiseStatistics) -> str:
         typical = len(curve.means) // 2
         lines.append(
             f"Mean–variance     variance {curve.variances[typical]:.4g} at mean "
-            f"{curve.means[typical]:.4g}; gain unknown: the signal varies too little, or the noise "
-            "does not follow it"
+            f"{curve.means[typical]:.4g}; gain unknown: the signal varies too little or moves too "
+            "fast, or the noise does not follow it"
         )
     if stats.blinded_lags:
         lines.append("Blind as well     frames ±" + ", ±".join(map(str, stats.blinded_lags)))
