@@ -39,7 +39,9 @@ def lattice_that_moves_fast() -> np.ndarray:
     return counts.astype(np.float32)
 
 
-def test_a_lattice_that_moves_fast_has_its_gain_once_it_is_denoised() -> None:
+def test_a_lattice_that_moves_fast_has_its_gain_once_it_is_denoised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Differences of frames cannot tell it: `test_a_lattice_that_moves_too_fast_gives_no_gain`."""
     movie = Movie.from_array(lattice_that_moves_fast())
     assert not noise_statistics(movie).mean_variance.reliable
@@ -53,6 +55,11 @@ def test_a_lattice_that_moves_fast_has_its_gain_once_it_is_denoised() -> None:
     assert result.model.noise["mean_variance"]["gain"] == pytest.approx(curve.gain)
     again = shine.denoise(movie, model=result.model)
     assert again.noise.mean_variance.gain == pytest.approx(curve.gain, rel=0.02)
+    # Of large frames some pixels are enough.
+    monkeypatch.setattr("shine_em.removed._PIXELS", 12_000)
+    some = noise_removed(movie, again.health, noise_statistics(movie), result.model)
+    assert some.mean_variance.gain != again.noise.mean_variance.gain
+    assert some.mean_variance.gain == pytest.approx(1, abs=0.2)
 
 
 def test_the_line_is_that_of_the_noise_and_keeps_the_mean_that_is_known() -> None:
