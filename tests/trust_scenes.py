@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import minimize
+from scipy.special import expit
 
 SIGMA = 10.0  # of the noise
 EVENT_PX = 9  # three holes of 3 × 3
@@ -69,7 +70,7 @@ def lattice(shape: tuple[int, int]) -> np.ndarray:
 def disc(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
     """Return a disc with an edge one pixel wide, 0 to 1."""
     rows, columns = np.indices(shape)
-    return np.asarray(1 / (1 + np.exp((np.hypot(rows - y, columns - x) - radius) / 0.4)))
+    return np.asarray(expit((radius - np.hypot(rows - y, columns - x)) / 0.4))
 
 
 @dataclass(frozen=True)
