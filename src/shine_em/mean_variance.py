@@ -115,29 +115,33 @@ def fit_mean_variance(
 
 
 def fit_removed(
-    signal: np.ndarray,
-    squares: np.ndarray,
+    blind: np.ndarray,
+    denoised: np.ndarray,
+    raw: np.ndarray,
     before: MeanVariance,
     *,
     independent: float,
     mean: float,
 ) -> MeanVariance:
-    """Fit the noise variance in what a denoiser removed against the denoised signal.
+    """Fit the noise variance in what a denoiser removed against the signal.
 
-    A blind prediction knows nothing of the noise of the pixel, so that of all pixels with the same
-    denoised value the mean square of raw − denoised is the noise variance there, and a little more
-    for the denoiser's own error. Motion plays no part in it.
+    Pixels are sorted by a prediction that knows nothing of their noise. So the mean of raw over
+    all that are alike is their signal, whether the prediction is right or not (it is an instrument,
+    as in `fit_mean_variance`), and the mean square of raw − denoised their noise variance, and a
+    little more for the denoiser's own error. Motion plays no part in it.
 
     Parameters
     ----------
-    signal, squares
-        ``(n,)``: denoised pixels, and (raw − denoised)² of them; movie units, and squared.
+    blind
+        ``(n,)`` pixels, predicted without anything of their noise; by these they are sorted.
+    denoised, raw
+        ``(n,)``: the same pixels, as well as they can be denoised, and as recorded; movie units.
     before
         The curve from differences of frames.
     independent
         Share of the pixels that count as independent: 1 / Σρ² of the noise.
     mean
-        Mean noise variance of these pixels, as it is known otherwise: the squares are scaled to it.
+        Mean noise variance of these pixels, as it is known otherwise: variances are scaled to it.
 
     Returns
     -------
@@ -145,11 +149,12 @@ def fit_removed(
         `before` where the signal spans too little to tell more, or where what was removed is not
         the noise.
     """
-    factor = mean / float(squares.mean())
-    low, high = np.quantile(signal, [0.002, 0.998])
+    squares = (raw - denoised) ** 2
+    factor = mean / max(float(squares.mean()), 1e-300)
+    low, high = np.quantile(blind, [0.002, 0.998])
     if not high > low or not 1 / _REMOVED < factor < _REMOVED:
         return before
-    which = np.digitize(signal, np.linspace(low, high, _BINS + 1)[1:-1])
+    which = np.digitize(blind, np.linspace(low, high, _BINS + 1)[1:-1])
     counts = np.bincount(which, minlength=_BINS)
     used = counts * independent >= 100
     if used.sum() < 3:
@@ -159,15 +164,20 @@ def fit_removed(
     def binned(values: np.ndarray) -> np.ndarray:
         return np.asarray(np.bincount(which, values, _BINS)[used] / counts)
 
-    means, variances = binned(signal), factor * binned(squares)
-    scatter = np.sqrt(np.maximum(factor**2 * binned(squares**2) - variances**2, 0))
-    of_variances = scatter / np.sqrt(counts * independent)
-    gain, _, uncertainty = _line(means, np.zeros(len(means)), variances, of_variances)
+    means, variances = binned(raw), factor * binned(squares)
+    of_means, of_variances = (
+        np.sqrt(np.maximum(second - first**2, 0) / (counts * independent))
+        for first, second in (
+            (means, binned(raw**2)),
+            (variances, factor**2 * binned(squares**2)),
+        )
+    )
+    gain, _, uncertainty = _line(means, of_means, variances, of_variances)
     clear = gain > 4 * uncertainty
     other = before.reliable and abs(gain - before.gain) > 4 * uncertainty
     if not clear and not other:
         return before
-    offset = mean - gain * float(signal.mean())
+    offset = mean - gain * float(raw.mean())
     read_noise = float(np.sqrt(max(offset, 0)))
     return MeanVariance(gain, offset, read_noise, means, variances, clear, removed=True)
 

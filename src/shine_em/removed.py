@@ -45,32 +45,38 @@ def noise_removed(
     movie, health, noise
         The movie and what is known of it.
     model
-        Its blind prediction is used: neither student nor correction, which put back some of the
-        noise.
+        What is removed is what its ensemble removes, without correction or student, which put back
+        some of the noise. The signal is told through the hole next in size to the one that the
+        noise asks for: of what a smaller one hands on, and of the tails of the correlation, nothing
+        may be in it (a real movie, whose noise is skewed, had twice the gain then).
     device, precision, tile
         As for `Denoiser`.
     """
     if not noise.sigma > 0:
         return noise
-    blind = replace(model, student=None, correction=None)
-    denoiser = Denoiser(blind, device=device, precision=precision, tile=tile)
+    holes = model.state.settings.holes or (model.hole,)
+    larger = holes[min(1, len(holes) - 1)]
+    uncorrected = replace(model, student=None, correction=None)
+    best, blind = (
+        Denoiser(uncorrected, device=device, precision=precision, holes=some, tile=tile)
+        for some in (None, [larger])
+    )
     bad = np.asarray(health.bad_pixels, bool)
-    signal, squares, known = [], [], []
+    pixels: list[list[np.ndarray]] = [[], [], []]  # blind, denoised, raw
     targets = Timeline(len(movie), health).targets()
     picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, _FRAMES).astype(int))]
     each = math.isqrt(len(picked) * bad.size // _PIXELS) + 1  # row and column
-    for _, raw, denoised in denoiser.stream(movie, health, frames=picked):
+    streams = (d.stream(movie, health, frames=picked) for d in (blind, best))
+    for (_, raw, apart), (_, _, denoised) in zip(*streams, strict=True):
         good = model.normalisation.trusted(raw, bad)[::each, ::each]
-        noisy, clean = (a[::each, ::each][good].astype(float) for a in (raw, denoised))
-        signal.append(clean)
-        squares.append((noisy - clean) ** 2)
-        known.append(noise_variance(noise, noisy, floor=False))
-    removed = np.concatenate(squares) if squares else np.zeros(0)
-    if not removed.any():
+        for kept, frame in zip(pixels, (apart, denoised, raw), strict=True):
+            kept.append(frame[::each, ::each][good].astype(float))
+    if not sum(map(len, pixels[0])):
         return noise
-    independent = 1 / float((noise.difference_correlation**2).sum())
+    sorting, clean, noisy = map(np.concatenate, pixels)
     curve = fit_removed(
-        np.concatenate(signal), removed, noise.mean_variance, independent=independent,
-        mean=float(np.concatenate(known).mean()),
+        sorting, clean, noisy, noise.mean_variance,
+        independent=1 / float((noise.difference_correlation**2).sum()),
+        mean=float(noise_variance(noise, noisy, floor=False).mean()),
     )  # fmt: skip
     return replace(noise, mean_variance=curve)
