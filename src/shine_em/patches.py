@@ -242,6 +242,11 @@ class Timeline:
         """Return the frames worth training on: usable, each picture once."""
         return [t for t in range(self.n) if self.usable[t] and self.identity[t] == t]
 
+    def spread(self, count: int) -> list[int]:
+        """Return up to ``count`` of the `targets`, evenly spread from the first to the last."""
+        targets = self.targets()
+        return [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, count).astype(int))]
+
     def pairs(self) -> list[int]:
         """Return the first frames of all neighbours in one scene that are both `targets`."""
         good = set(self.targets())

@@ -63,8 +63,7 @@ def noise_removed(
     )
     bad = np.asarray(health.bad_pixels, bool)
     pixels: list[list[np.ndarray]] = [[], [], []]  # blind, denoised, raw
-    targets = Timeline(len(movie), health).targets()
-    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, _FRAMES).astype(int))]
+    picked = Timeline(len(movie), health).spread(_FRAMES)
     each = math.isqrt(len(picked) * bad.size // _PIXELS) + 1  # row and column
     streams = (d.stream(movie, health, frames=picked) for d in (blind, best))
     for (_, raw, apart), (_, _, denoised) in zip(*streams, strict=True):

@@ -73,8 +73,7 @@ def brightness_offset(
 
     Over a few frames and their trusted pixels.
     """
-    targets = Timeline(len(movie), health).targets()
-    picked = [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))]
+    picked = Timeline(len(movie), health).spread(5)
     denoiser = Denoiser(model, device=device, precision=precision)
     bad = np.asarray(health.bad_pixels, bool)
     differences = []
