@@ -9,12 +9,13 @@ import pytest
 from small import model, noisy
 
 import shine_em as shine
+from shine_em.brightness import brightness_offset
 from shine_em.distillation import denoised_by
 from shine_em.files import Outputs, denoise_file
 from shine_em.linear import blank
 from shine_em.movie import Movie
 from shine_em.planning import Options, prepare
-from shine_em.reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
+from shine_em.reuse import applied, misfit, refuse_settled, single_hole
 
 
 def test_spikes_are_those_of_the_movie_and_not_of_the_model() -> None:
@@ -34,7 +35,7 @@ def test_the_brightness_offset_counts_what_is_there_already() -> None:
     plan = prepare(movie, Options(steps=1))
     first = model()
     found = [
-        brightness_offset(movie, plan.health, replace(first, offset=offset), "cpu", "fp32")
+        brightness_offset(movie, plan.health, plan.noise, replace(first, offset=offset))
         for offset in (0.0, 0.7)
     ]
     assert found[1] == pytest.approx(found[0], abs=1e-5)
@@ -44,15 +45,16 @@ def test_a_model_without_its_ensemble_says_so() -> None:
     movie = Movie.from_array(noisy())
     trained = replace(model(holes=((3, 3), (1, 1))), weights=(0.5, 0.5), views=2)
     assert trained.averaged == "3x3 (0.50), 1x1 (0.50), in 2 mirrored views"
-    plan = prepare(movie, Options(ensemble=False), model=trained)
-    used = applied(movie, plan, Options(ensemble=False), trained)
+    alone = Options(ensemble=False, precision="fp32")
+    plan = prepare(movie, alone, model=trained)
+    used = applied(movie, plan, alone, trained)
     assert used.holes == ((3, 3),)
     assert used.weights == (1.0,)
     assert used.averaged == "3x3"  # in one view
-    alike = applied(movie, plan, Options(ensemble=False), replace(used, views=2))
+    alike = applied(movie, plan, alone, replace(used, views=2))
     assert alike.views == 1
     bare = replace(used, offset=0.0)
-    measured = brightness_offset(movie, plan.health, bare, "cpu", "fp32")
+    measured = brightness_offset(movie, plan.health, plan.noise, bare)
     assert used.offset == pytest.approx(measured, abs=1e-5)
     assert applied(movie, plan, Options(), trained).holes == trained.holes
     assert single_hole(movie, plan, trained, "cpu", "fp32").linear is None

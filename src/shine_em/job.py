@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .brightness import brightness_offset
 from .checkpoint import Choice, Model, input_hash, require_unfinished, versions
 from .compute import keep_freed_memory, pick_device, pick_precision
 from .denoising import Denoiser, halves_snr, keep_mean
@@ -32,7 +33,7 @@ from .planning import Options, Plan, holes_to_try, parse_duration, prepare
 from .registration import Drift
 from .removed import noise_removed
 from .reserve import REPORT_S, choosing_s, distilling_s, duration_text, reserve
-from .reuse import applied, brightness_offset, misfit, refuse_settled, single_hole
+from .reuse import applied, misfit, refuse_settled, single_hole
 from .smearing import Smear, SmearDetector, smear_warnings
 from .training import Progress, train
 from .uncertainty import ErrorMaps, check_possible, error_history
@@ -442,9 +443,10 @@ def _fit(
                 plan, holes=ensemble.holes, ensemble=ensemble,
                 warnings=(*plan.warnings, *ensemble.warnings()),
             )  # fmt: skip
-        model = replace(
-            model, offset=brightness_offset(movie, plan.health, model, device, precision)
+        offset = brightness_offset(
+            movie, plan.health, plan.noise, model, device=device, precision=precision
         )
+        model = replace(model, offset=offset)
         noise = noise_removed(
             movie, plan.health, plan.noise, model, device=device, precision=precision,
             tile=options.tile,

@@ -243,9 +243,21 @@ class Timeline:
         return [t for t in range(self.n) if self.usable[t] and self.identity[t] == t]
 
     def spread(self, count: int) -> list[int]:
-        """Return up to ``count`` of the `targets`, evenly spread from the first to the last."""
+        """Return up to ``count`` of the `targets`: the middles of as many equal stretches.
+
+        The ends of the movie, which have neighbours on one side only, count no more than others.
+        """
         targets = self.targets()
-        return [targets[i] for i in np.unique(np.linspace(0, len(targets) - 1, count).astype(int))]
+        count = min(count, len(targets))
+        return [targets[(2 * i + 1) * len(targets) // (2 * count)] for i in range(count)]
+
+    def near(self, t: int, most: int) -> list[int]:
+        """Return the `targets` of the scene of ``t`` that are up to ``most`` frames away."""
+        around = range(max(0, t - most), min(self.n, t + most + 1))
+        return [
+            i for i in around
+            if self.usable[i] and self.identity[i] == i and self.segment[i] == self.segment[t]
+        ]  # fmt: skip
 
     def pairs(self) -> list[int]:
         """Return the first frames of all neighbours in one scene that are both `targets`."""

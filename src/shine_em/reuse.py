@@ -1,23 +1,20 @@
-"""A model as it is used: its brightness, its first hole alone, and on a movie not its own."""
+"""A model as it is used: its first hole alone, and on a movie not its own."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from .brightness import brightness_offset
 from .checkpoint import Model
 from .compute import pick_device, pick_precision
-from .denoising import Denoiser
-from .doctor import Health
 from .errors import ShineError
 from .movie import Movie
-from .patches import Normalisation, Timeline
+from .patches import Normalisation
 from .planning import Options, Plan
 from .warm_start import BEGINNING, window_of
 
-__all__ = ["applied", "brightness_offset", "misfit", "refuse_settled", "single_hole"]
+__all__ = ["applied", "misfit", "refuse_settled", "single_hole"]
 
 
 def refuse_settled(options: Options, model: Model, *, resumed: bool) -> None:
@@ -66,30 +63,16 @@ def refuse_settled(options: Options, model: Model, *, resumed: bool) -> None:
         )
 
 
-def brightness_offset(
-    movie: Movie, health: Health, model: Model, device: Any, precision: str
-) -> float:
-    """Return what to add to a model's result for the raw movie's mean, normalised.
-
-    Over a few frames and their trusted pixels.
-    """
-    picked = Timeline(len(movie), health).spread(5)
-    denoiser = Denoiser(model, device=device, precision=precision)
-    bad = np.asarray(health.bad_pixels, bool)
-    differences = []
-    for _, raw, frame in denoiser.stream(movie, health, frames=picked):
-        trusted = model.normalisation.trusted(raw, bad)
-        differences.append(float((raw.astype(np.float64) - frame)[trusted].mean()))
-    return model.offset + float(np.mean(differences)) / model.normalisation.scale
-
-
 def single_hole(movie: Movie, plan: Plan, model: Model, device: Any, precision: str) -> Model:
     """Return the model with its first hole alone, in one view."""
     model = replace(
         model, holes=(model.hole,), weights=(1.0,), linear=None, student=None, views=1,
         correction=None,
     )  # fmt: skip
-    return replace(model, offset=brightness_offset(movie, plan.health, model, device, precision))
+    offset = brightness_offset(
+        movie, plan.health, plan.noise, model, device=device, precision=precision
+    )
+    return replace(model, offset=offset)
 
 
 def applied(movie: Movie, plan: Plan, options: Options, model: Model) -> Model:
