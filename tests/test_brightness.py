@@ -18,7 +18,7 @@ NEAR = [range(t - 10, t + 10) for t in PICKED]
 
 
 def expected(means: np.ndarray, variance: float) -> np.ndarray:
-    return expected_means(PICKED, NEAR, dict(enumerate(means)), variance)
+    return expected_means(PICKED, NEAR, means, variance)
 
 
 def test_means_that_take_a_smooth_course_are_found_beneath_their_noise() -> None:
@@ -45,7 +45,7 @@ def test_a_beam_that_flickers_is_not_smoothed_away() -> None:
 def test_with_few_frames_each_speaks_for_itself(around: int) -> None:
     means = np.random.default_rng(1).normal(50, 1, FRAMES)
     near = [range(t, t + around) for t in PICKED]
-    found = expected_means(PICKED, near, dict(enumerate(means)), 1.0)
+    found = expected_means(PICKED, near, means, 1.0)
     np.testing.assert_array_equal(found, means[PICKED])
 
 

@@ -3,12 +3,11 @@
 What a network learns is off by a constant, which shows in the mean of raw − denoised. Over five
 frames of 512×512 pixels that mean is itself uncertain by 0.001 to 0.002 noise σ, as much as flat
 background is off otherwise. Most of it is the noise in the mean of the few raw frames; that of
-their neighbours, which costs next to nothing to read, is independent.
+their neighbours, which the input check has measured, is independent.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,17 +46,14 @@ def brightness_offset(
     denoiser = Denoiser(model, device=device, precision=precision)
     n, bad = model.normalisation, np.asarray(health.bad_pixels, bool)
 
-    def mean(raw: np.ndarray, frame: np.ndarray) -> float:
+    denoised = []
+    for _, raw, frame in denoiser.stream(movie, health, frames=picked):
         trusted = n.trusted(raw, bad)
-        return float(frame[trusted].mean(dtype=np.float64)) if trusted.any() else math.nan
-
-    stream = denoiser.stream(movie, health, frames=picked)
-    denoised = [mean(raw, frame) for _, raw, frame in stream]
+        denoised.append(frame[trusted].mean(dtype=np.float64) if trusted.any() else np.nan)
     near = [timeline.near(t, _AROUND) for t in picked]
-    means = {t: mean(raw := movie.frame(t), raw) for t in sorted(set().union(*near))}
     # A frame's mean has that much noise.
     variance = noise.sigma**2 * max(0.0, float(noise.difference_correlation.sum())) / bad.size
-    missing = expected_means(picked, near, means, variance) - np.array(denoised)
+    missing = expected_means(picked, near, health.frame_means, variance) - np.array(denoised)
     found = missing[np.isfinite(missing)]
     return model.offset + (float(found.mean()) / n.scale if len(found) else 0.0)
 
@@ -65,7 +61,7 @@ def brightness_offset(
 def expected_means(
     picked: Sequence[int],
     near: Sequence[Sequence[int]],
-    means: dict[int, float],
+    means: np.ndarray,
     variance: float,
 ) -> np.ndarray:
     """Return the means that frames have beneath their noise, as the frames around tell them.
@@ -81,7 +77,7 @@ def expected_means(
     near
         For each, the frames around in its scene, itself among them.
     means
-        Mean of every raw frame that is named.
+        ``(t,)`` mean of every raw frame; NaN where one has none.
     variance
         Of the noise in such a mean.
 
@@ -92,14 +88,14 @@ def expected_means(
     """
     smooth, scatter, free = [], 0.0, 0
     for t, some in zip(picked, near, strict=True):
-        times, values = np.array(some, float) - t, np.array([means[i] for i in some])
+        times, values = np.array(some, float) - t, means[list(some)]
         good = np.isfinite(values)
         if good.sum() < _LEAST:
-            smooth.append(means[t])
+            smooth.append(float(means[t]))
             continue
         course = np.polyfit(times[good], values[good], _DEGREE)
         smooth.append(float(course[-1]))
         scatter += float(((values - np.polyval(course, times))[good] ** 2).sum())
         free += int(good.sum()) - _DEGREE - 1
     own = max(0.0, 1 - variance * free / scatter) if scatter > 0 else 1.0
-    return np.asarray((1 - own) * np.array(smooth) + own * np.array([means[t] for t in picked]))
+    return np.asarray((1 - own) * np.array(smooth) + own * means[list(picked)])

@@ -253,11 +253,8 @@ class Timeline:
 
     def near(self, t: int, most: int) -> list[int]:
         """Return the `targets` of the scene of ``t`` that are up to ``most`` frames away."""
-        around = range(max(0, t - most), min(self.n, t + most + 1))
-        return [
-            i for i in around
-            if self.usable[i] and self.identity[i] == i and self.segment[i] == self.segment[t]
-        ]  # fmt: skip
+        here = self.segment[t]
+        return [i for i in self.targets() if abs(i - t) <= most and self.segment[i] == here]
 
     def pairs(self) -> list[int]:
         """Return the first frames of all neighbours in one scene that are both `targets`."""
