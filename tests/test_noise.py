@@ -351,6 +351,19 @@ def test_variance_of_few_electrons_is_not_taken_too_low(rate: float) -> None:
     assert curve.gain * counts.mean() + curve.offset == pytest.approx(rate, rel=0.05)
 
 
+@pytest.mark.parametrize("electrons", [2.0, 20.0])
+def test_variance_of_skewed_noise_is_known_within_a_percent(electrons: float) -> None:
+    """An error of the noise variance is as large an error of the estimated squared error."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(electrons, (30, 192, 192))
+    charge = rng.gamma(np.maximum(counts, 1), 12.0) * (counts > 0)  # 12 per electron, exponential
+    blurred = ndimage.convolve1d(ndimage.convolve1d(charge, [0.12, 0.76, 0.12]), [0.1, 0.8, 0.1])
+    curve = noise_statistics(blurred.astype(np.float32)).mean_variance
+    if curve.reliable:
+        assert curve.gain * blurred.mean() + curve.offset == pytest.approx(blurred.var(), rel=0.01)
+    assert curve.variances.mean() == pytest.approx(blurred.var(), rel=0.01)
+
+
 def test_skewed_counts_over_a_flat_field_have_no_slope_of_their_own() -> None:
     counts = np.random.default_rng(0).poisson(0.3, (24, 128, 128))
     stats = noise_statistics(counts)

@@ -165,8 +165,8 @@ def _estimated(noisy: Movie, clean: Movie, task: dict[str, Any]) -> dict[str, An
 
 
 def _ratio(error: ErrorEstimate) -> list[float]:
-    """Return an estimated error and its standard error in units of the noise variance."""
-    return [error.mse / error.noise_variance, error.standard_error / error.noise_variance]
+    """Return an estimated error and its uncertainty in units of the noise variance."""
+    return [error.mse / error.noise_variance, error.uncertainty / error.noise_variance]
 
 
 def _denoise(

@@ -11,6 +11,8 @@ from .errors import ShineError
 
 __all__ = ["ErrorEstimate", "ErrorMatrix", "block_sums", "mean_and_error"]
 
+# How well the noise variance is known, of itself: see docs/error.md.
+_NOISE_KNOWN = 0.01
 _BLOCK = 32  # px: errors of blocks this wide are as good as independent
 
 
@@ -45,6 +47,11 @@ class ErrorEstimate:
     per_frame_error: np.ndarray
     blocks: np.ndarray
     counts: np.ndarray
+
+    @property
+    def uncertainty(self) -> float:
+        """Standard uncertainty of the mean squared error, that of the noise variance included."""
+        return float(np.hypot(self.standard_error, _NOISE_KNOWN * self.noise_variance))
 
     def psnr(self, data_range: float) -> float:
         """Return the estimated PSNR in dB by the "range" protocol; inf where no error is seen.

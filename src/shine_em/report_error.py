@@ -65,8 +65,8 @@ def hole_text(hole: Any) -> str:
 
 
 def _rms(error: ErrorEstimate) -> str:
-    """Return the root mean square error with its statistical error."""
-    if error.mse <= 2 * error.standard_error:
-        return f"below {math.sqrt(max(error.mse, 0.0) + 2 * error.standard_error):.2g}"
+    """Return the root mean square error with its uncertainty."""
+    if error.mse <= 2 * error.uncertainty:
+        return f"below {math.sqrt(max(error.mse, 0.0) + 2 * error.uncertainty):.2g}"
     root = math.sqrt(error.mse)
-    return f"{root:.3g} ± {error.standard_error / (2 * root):.1g}"
+    return f"{root:.3g} ± {error.uncertainty / (2 * root):.1g}"
