@@ -14,9 +14,12 @@ from small import health as healthy
 from small import model, noisy
 
 import shine_em as shine
+from shine_em.correction import fit_correction
+from shine_em.denoising import Denoiser
 from shine_em.mean_variance import MeanVariance, fit_removed
 from shine_em.movie import Movie
 from shine_em.noise import noise_statistics
+from shine_em.noise_synthesis import SyntheticNoise, distribution_of, noise_values
 from shine_em.removed import noise_removed
 
 NOTHING = MeanVariance(np.nan, np.nan, np.nan, np.zeros(0), np.zeros(0), reliable=False)
@@ -72,6 +75,57 @@ def test_a_real_movie_keeps_the_gain_that_its_differences_have(au_movie_path: Pa
     assert before.reliable
     assert curve.reliable
     assert curve.gain == pytest.approx(before.gain, rel=0.25)
+
+
+def test_noise_added_anew_is_distributed_as_what_was_removed() -> None:
+    rng = np.random.default_rng(2)
+    shape = (12, 128, 128)
+    level = np.broadcast_to(np.linspace(100, 300, 128), shape[1:])
+    white = rng.exponential(size=shape) - 1  # skewness 2, excess kurtosis 6
+    beside = np.roll(white, 1, axis=2) + np.roll(white, -1, axis=2)
+    made = (white + 0.25 * beside) / np.sqrt(1.125) * np.sqrt(level)
+    stats = noise_statistics((level + made).astype(np.float32))
+    good = rng.random(shape[1:]) > 0.02
+    values = [noise_values(frame, level, good, stats) for frame in made]
+    assert sum(map(len, values)) == 12 * good.sum()
+    parts = distribution_of(np.concatenate(values))
+    assert (np.diff(parts) >= 0).all()
+    like = SyntheticNoise(replace(stats, distribution=parts), shape[1:], 0)
+    normal = SyntheticNoise(stats, shape[1:], 0)
+    drawn, bell = (np.stack([draw(t, level) for t in range(12)]) for draw in (like, normal))
+    assert drawn.mean() == pytest.approx(0, abs=0.02 * drawn.std())
+    assert drawn.var() == pytest.approx(bell.var(), rel=0.03)
+    assert (drawn.var(axis=(0, 1)) / level[0]).std() < 0.15
+    skewness = [float((d**3).mean() / d.std() ** 3) for d in (made, drawn, bell)]
+    assert skewness[0] > 1.4
+    assert skewness[1] == pytest.approx(skewness[0], rel=0.1)
+    assert skewness[2] == pytest.approx(0, abs=0.1)
+
+
+def test_few_or_equal_values_have_no_distribution() -> None:
+    assert not len(distribution_of(np.random.default_rng(0).normal(size=500)))
+    assert not len(distribution_of(np.ones(100_000)))
+
+
+def test_a_correction_taught_on_skewed_noise_leaves_more_of_a_real_picture(
+    au_movie_path: Path,
+) -> None:
+    """Its counts are skewed: normal noise would teach to take a part of the contrast."""
+    frames = tifffile.imread(au_movie_path)[:24, :192, :192].astype(np.float32)
+    movie = Movie.from_array(frames)
+    result = shine.denoise(movie, steps=200)
+    assert float((result.noise.distribution**3).mean()) == pytest.approx(2.4, abs=0.5)
+    plain = Denoiser(replace(result.model, correction=None))
+    shared = []
+    for noise in (result.noise, replace(result.noise, distribution=np.zeros(0))):
+        found = fit_correction(plain, movie, result.health, noise)
+        denoiser, total = Denoiser(replace(result.model, correction=found)), 0.0
+        for t, _, denoised in denoiser.stream(movie, result.health, frames=range(6, 18)):
+            # Frames outside of the window hold the picture, and none of the noise.
+            apart = frames[t - 6] + frames[t + 6]
+            total += float(((denoised - denoised.mean()) * (apart - apart.mean())).mean())
+        shared.append(total)
+    assert shared[0] > 1.02 * shared[1]
 
 
 def test_the_line_is_that_of_the_noise_and_keeps_the_mean_that_is_known() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +83,10 @@ class NoiseStatistics:
         Whether noise is frozen over all frames, and its share of the noise variance.
     warnings
         What the user should know, plain sentences.
+    distribution
+        ``(k,)`` rising: means of k equal parts of the noise's values, of unit variance and freed of
+        the correlation, as `shine_em.removed` measures them in what was removed. Counted electrons
+        are skewed and have long tails. Empty where it was not measured: a normal distribution.
     """
 
     raw_correlation: np.ndarray
@@ -102,6 +106,7 @@ class NoiseStatistics:
     fixed_pattern: bool
     fixed_pattern_fraction: float
     warnings: tuple[str, ...]
+    distribution: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-safe values (NaN becomes None)."""
@@ -120,7 +125,9 @@ class NoiseStatistics:
             curve = dict(values["mean_variance"])
             for name in ("means", "variances"):
                 curve[name] = _array(curve[name])
-            read = {f.name: values[f.name] for f in fields(cls)}
+            # Models of earlier versions hold no distribution.
+            read = {f.name: values[f.name] for f in fields(cls) if f.name != "distribution"}
+            read["distribution"] = values.get("distribution", ())
             read["mean_variance"] = MeanVariance(**{k: _number(v) for k, v in curve.items()})
         except (KeyError, TypeError) as error:
             raise ShineError(
@@ -132,6 +139,7 @@ class NoiseStatistics:
             "temporal_correlation",
             "temporal_error",
             "homogeneity",
+            "distribution",
         ):
             read[name] = _array(read[name])
         for name in ("hole", "blinded_lags", "warnings"):

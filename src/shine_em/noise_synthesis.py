@@ -1,4 +1,4 @@
-"""Noise like a movie's own: its variance, and its correlation in space and time."""
+"""Noise like a movie's own: its variance, distribution, and correlation in space and time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from .noise_spectrum import coloured, noise_colour
 if TYPE_CHECKING:
     from .denoising import Denoiser
 
-__all__ = ["Renewed", "SyntheticNoise"]
+__all__ = ["Renewed", "SyntheticNoise", "distribution_of", "noise_values"]
+
+_PARTS = 512  # of a distribution
+_DEAF = 0.2  # share of the mean amplitude below which a frequency holds no noise to speak of
 
 
 class SyntheticNoise:
     """Draws noise of the kind that was measured.
 
     ``noise(t, level)`` is that of frame ``t``, ``(y, x)`` in movie units, the same every time it is
-    asked for: of the variance that the measured one has at the signal ``level``, ``(y, x)``, and
-    correlated in space and time as the movie's noise is. A measured fixed pattern is part of it.
+    asked for: of the variance that the measured one has at the signal ``level``, ``(y, x)``,
+    distributed as it is, and correlated in space and time. A measured fixed pattern is part of it.
 
     Parameters
     ----------
@@ -57,7 +60,52 @@ class SyntheticNoise:
 
     def _white(self, t: int) -> np.ndarray:
         """Return ``(y, x)`` white noise of unit variance."""
-        return np.random.default_rng([self.seed, 12, t + 10_000]).standard_normal(self.shape)
+        rng = np.random.default_rng([self.seed, 12, t + 10_000])
+        parts = self.noise.distribution
+        if not len(parts):
+            return rng.standard_normal(self.shape)
+        place = rng.random(self.shape) * (len(parts) - 1)
+        below = place.astype(int)
+        return np.asarray(parts[below] + (place - below) * (parts[below + 1] - parts[below]))
+
+
+def noise_values(
+    removed: np.ndarray, level: np.ndarray, good: np.ndarray, noise: NoiseStatistics
+) -> np.ndarray:
+    """Return the noise of a frame's good pixels, of about unit variance and freed of correlation.
+
+    Parameters
+    ----------
+    removed, level
+        ``(y, x)``: what was removed from a frame, raw − denoised, and the denoised frame, movie
+        units.
+    good
+        ``(y, x)``: where the raw pixel is trusted.
+    noise
+        What is known of the noise.
+
+    Returns
+    -------
+    ndarray
+        ``(n,)``.
+    """
+    unit = np.where(good, removed, 0.0) / np.sqrt(noise_variance(noise, level))
+    colour = noise_colour(noise.difference_correlation, unit.shape)
+    return np.asarray(coloured(unit, 1 / np.maximum(colour, _DEAF))[good])
+
+
+def distribution_of(values: np.ndarray) -> np.ndarray:
+    """Return the means of equal parts of the values, scaled to what is drawn between them.
+
+    Empty for fewer than ten values a part, or values that are all alike.
+    """
+    if len(values) < 10 * _PARTS:
+        return np.zeros(0)
+    parts = np.array([part.mean() for part in np.array_split(np.sort(values), _PARTS)])
+    a, b = parts[:-1], parts[1:]  # straight lines between are drawn from
+    mean, square = (a + b).mean() / 2, (a**2 + a * b + b**2).mean() / 3
+    spread = float(square - mean**2)
+    return (parts - mean) / np.sqrt(spread) if spread > 0 else np.zeros(0)
 
 
 def _kernel(noise: NoiseStatistics, fixed: float) -> np.ndarray:

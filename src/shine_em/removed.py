@@ -15,6 +15,7 @@ from .error_estimate import noise_variance
 from .mean_variance import fit_removed
 from .movie import Movie
 from .noise import NoiseStatistics
+from .noise_synthesis import distribution_of, noise_values
 from .patches import Timeline
 
 __all__ = ["noise_removed"]
@@ -33,12 +34,14 @@ def noise_removed(
     precision: str = "fp32",
     tile: int | None = None,
 ) -> NoiseStatistics:
-    """Return the noise statistics with the variance against the signal measured once more.
+    """Return the noise statistics with variance against signal and distribution measured anew.
 
     Differences of frames take for noise what moves, and a lattice moves everywhere: their line came
     out up to twice too steep on simulated ones that drift. In what was removed nothing moves. The
     mean variance stays what it was, for what was removed holds the denoiser's error as well, or
     lacks a little noise where a hole is smaller than the measured one.
+
+    How the noise is distributed is seen nowhere else: differences of frames are not skewed.
 
     Parameters
     ----------
@@ -63,13 +66,16 @@ def noise_removed(
     )
     bad = np.asarray(health.bad_pixels, bool)
     pixels: list[list[np.ndarray]] = [[], [], []]  # blind, denoised, raw
+    values: list[np.ndarray] = []
     picked = Timeline(len(movie), health).spread(_FRAMES)
     each = math.isqrt(len(picked) * bad.size // _PIXELS) + 1  # row and column
     streams = (d.stream(movie, health, frames=picked) for d in (blind, best))
     for (_, raw, apart), (_, _, denoised) in zip(*streams, strict=True):
-        good = model.normalisation.trusted(raw, bad)[::each, ::each]
+        good = model.normalisation.trusted(raw, bad)
+        level = denoised.astype(float)
+        values.append(noise_values(np.where(good, raw - level, 0.0), level, good, noise)[::each])
         for kept, frame in zip(pixels, (apart, denoised, raw), strict=True):
-            kept.append(frame[::each, ::each][good].astype(float))
+            kept.append(frame[::each, ::each][good[::each, ::each]].astype(float))
     if not sum(map(len, pixels[0])):
         return noise
     sorting, clean, noisy = map(np.concatenate, pixels)
@@ -78,4 +84,4 @@ def noise_removed(
         independent=1 / float((noise.difference_correlation**2).sum()),
         mean=float(noise_variance(noise, noisy, floor=False).mean()),
     )  # fmt: skip
-    return replace(noise, mean_variance=curve)
+    return replace(noise, mean_variance=curve, distribution=distribution_of(np.concatenate(values)))
