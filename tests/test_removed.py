@@ -86,7 +86,7 @@ def test_noise_added_anew_is_distributed_as_what_was_removed() -> None:
     made = (white + 0.25 * beside) / np.sqrt(1.125) * np.sqrt(level)
     stats = noise_statistics((level + made).astype(np.float32))
     good = rng.random(shape[1:]) > 0.02
-    values = [noise_values(frame, level, good, stats) for frame in made]
+    values = [noise_values(level + frame, level, good, stats) for frame in made]
     assert sum(map(len, values)) == 12 * good.sum()
     parts = distribution_of(np.concatenate(values))
     assert (np.diff(parts) >= 0).all()

@@ -70,17 +70,14 @@ class SyntheticNoise:
 
 
 def noise_values(
-    removed: np.ndarray, level: np.ndarray, good: np.ndarray, noise: NoiseStatistics
+    raw: np.ndarray, denoised: np.ndarray, good: np.ndarray, noise: NoiseStatistics
 ) -> np.ndarray:
     """Return the noise of a frame's good pixels, of about unit variance and freed of correlation.
 
     Parameters
     ----------
-    removed, level
-        ``(y, x)``: what was removed from a frame, raw − denoised, and the denoised frame, movie
-        units.
-    good
-        ``(y, x)``: where the raw pixel is trusted.
+    raw, denoised, good
+        ``(y, x)``: the frame as recorded and denoised, movie units, and where it is trusted.
     noise
         What is known of the noise.
 
@@ -89,7 +86,8 @@ def noise_values(
     ndarray
         ``(n,)``.
     """
-    unit = np.where(good, removed, 0.0) / np.sqrt(noise_variance(noise, level))
+    removed = np.where(good, raw, denoised) - denoised.astype(float)
+    unit = removed / np.sqrt(noise_variance(noise, denoised))
     colour = noise_colour(noise.difference_correlation, unit.shape)
     return np.asarray(coloured(unit, 1 / np.maximum(colour, _DEAF))[good])
 

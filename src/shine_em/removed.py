@@ -72,8 +72,7 @@ def noise_removed(
     streams = (d.stream(movie, health, frames=picked) for d in (blind, best))
     for (_, raw, apart), (_, _, denoised) in zip(*streams, strict=True):
         good = model.normalisation.trusted(raw, bad)
-        level = denoised.astype(float)
-        values.append(noise_values(np.where(good, raw - level, 0.0), level, good, noise)[::each])
+        values.append(noise_values(raw, denoised, good, noise)[::each])
         for kept, frame in zip(pixels, (apart, denoised, raw), strict=True):
             kept.append(frame[::each, ::each][good[::each, ::each]].astype(float))
     if not sum(map(len, pixels[0])):
