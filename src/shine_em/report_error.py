@@ -69,4 +69,8 @@ def _rms(error: ErrorEstimate) -> str:
     if error.mse <= 2 * error.uncertainty:
         return f"below {math.sqrt(max(error.mse, 0.0) + 2 * error.uncertainty):.2g}"
     root = math.sqrt(error.mse)
-    return f"{root:.3g} ± {error.uncertainty / (2 * root):.1g}"
+    uncertain = error.uncertainty / (2 * root)
+    decimals = max(0, 1 - math.floor(math.log10(uncertain)))
+    if decimals > 6:
+        return f"{root:.3g} ± {uncertain:.2g}"
+    return f"{root:.{decimals}f} ± {uncertain:.{decimals}f}"
