@@ -19,6 +19,7 @@ from shine_em.denoising import Denoiser
 from shine_em.mean_variance import MeanVariance, fit_removed
 from shine_em.movie import Movie
 from shine_em.noise import noise_statistics
+from shine_em.noise_spectrum import noise_colour
 from shine_em.noise_synthesis import SyntheticNoise, distribution_of, noise_values
 from shine_em.removed import noise_removed
 
@@ -86,7 +87,8 @@ def test_noise_added_anew_is_distributed_as_what_was_removed() -> None:
     made = (white + 0.25 * beside) / np.sqrt(1.125) * np.sqrt(level)
     stats = noise_statistics((level + made).astype(np.float32))
     good = rng.random(shape[1:]) > 0.02
-    values = [noise_values(level + frame, level, good, stats) for frame in made]
+    colour = noise_colour(stats.difference_correlation, shape[1:])
+    values = [noise_values(level + frame, level, good, stats, colour) for frame in made]
     assert sum(map(len, values)) == 12 * good.sum()
     parts = distribution_of(np.concatenate(values))
     assert (np.diff(parts) >= 0).all()

@@ -121,13 +121,12 @@ class NoiseStatistics:
         ShineError
             If a value is missing.
         """
+        values = {"distribution": (), **values}  # models of earlier versions hold none
         try:
             curve = dict(values["mean_variance"])
             for name in ("means", "variances"):
                 curve[name] = _array(curve[name])
-            # Models of earlier versions hold no distribution.
-            read = {f.name: values[f.name] for f in fields(cls) if f.name != "distribution"}
-            read["distribution"] = values.get("distribution", ())
+            read = {f.name: values[f.name] for f in fields(cls)}
             read["mean_variance"] = MeanVariance(**{k: _number(v) for k, v in curve.items()})
         except (KeyError, TypeError) as error:
             raise ShineError(

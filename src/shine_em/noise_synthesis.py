@@ -64,13 +64,15 @@ class SyntheticNoise:
         parts = self.noise.distribution
         if not len(parts):
             return rng.standard_normal(self.shape)
-        place = rng.random(self.shape) * (len(parts) - 1)
-        below = place.astype(int)
-        return np.asarray(parts[below] + (place - below) * (parts[below + 1] - parts[below]))
+        return np.interp(rng.random(self.shape), np.linspace(0, 1, len(parts)), parts)
 
 
 def noise_values(
-    raw: np.ndarray, denoised: np.ndarray, good: np.ndarray, noise: NoiseStatistics
+    raw: np.ndarray,
+    denoised: np.ndarray,
+    good: np.ndarray,
+    noise: NoiseStatistics,
+    colour: np.ndarray,
 ) -> np.ndarray:
     """Return the noise of a frame's good pixels, of about unit variance and freed of correlation.
 
@@ -78,8 +80,8 @@ def noise_values(
     ----------
     raw, denoised, good
         ``(y, x)``: the frame as recorded and denoised, movie units, and where it is trusted.
-    noise
-        What is known of the noise.
+    noise, colour
+        What is known of the noise, and its `noise_colour` for such frames.
 
     Returns
     -------
@@ -88,7 +90,6 @@ def noise_values(
     """
     removed = np.where(good, raw, denoised) - denoised.astype(float)
     unit = removed / np.sqrt(noise_variance(noise, denoised))
-    colour = noise_colour(noise.difference_correlation, unit.shape)
     return np.asarray(coloured(unit, 1 / np.maximum(colour, _DEAF))[good])
 
 

@@ -15,6 +15,7 @@ from .error_estimate import noise_variance
 from .mean_variance import fit_removed
 from .movie import Movie
 from .noise import NoiseStatistics
+from .noise_spectrum import noise_colour
 from .noise_synthesis import distribution_of, noise_values
 from .patches import Timeline
 
@@ -67,12 +68,13 @@ def noise_removed(
     bad = np.asarray(health.bad_pixels, bool)
     pixels: list[list[np.ndarray]] = [[], [], []]  # blind, denoised, raw
     values: list[np.ndarray] = []
+    colour = noise_colour(noise.difference_correlation, bad.shape)
     picked = Timeline(len(movie), health).spread(_FRAMES)
     each = math.isqrt(len(picked) * bad.size // _PIXELS) + 1  # row and column
     streams = (d.stream(movie, health, frames=picked) for d in (blind, best))
     for (_, raw, apart), (_, _, denoised) in zip(*streams, strict=True):
         good = model.normalisation.trusted(raw, bad)
-        values.append(noise_values(raw, denoised, good, noise)[::each])
+        values.append(noise_values(raw, denoised, good, noise, colour)[:: each**2])
         for kept, frame in zip(pixels, (apart, denoised, raw), strict=True):
             kept.append(frame[::each, ::each][good[::each, ::each]].astype(float))
     if not sum(map(len, pixels[0])):
